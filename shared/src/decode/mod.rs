@@ -1,0 +1,306 @@
+//! From the bytes of one JSON object to a [`Row`], driven by a [`Plan`]; no event type has code of its own.
+//!
+//! Keys match columns in `snake_case` and `camelCase`; unknown keys are checked, dropped and counted; of a key that
+//! comes twice the last value stands, as in JavaScript. Every fault of a column is reported, not only the first.
+
+pub mod json;
+pub mod number;
+mod problem;
+pub mod time;
+
+use std::borrow::Cow;
+
+pub use json::MAX_DEPTH;
+use json::{JsonError, Next, Scanner};
+pub use problem::{Code, Problem};
+
+use crate::clock::Micros;
+use crate::event;
+use crate::row::{Row, Value};
+use crate::schema::{Column, Fields, Fill, Kind, Mode, Plan};
+
+/// Decodes one event as a client sent it. Enriched columns stay empty, of the system columns only `event_id` is read.
+///
+/// The partition column must lie inside the plan's window around `now`. What breaks the schema stands in
+/// `row.problems`; the error is an input that is no JSON object at all.
+pub fn event<'a>(plan: &Plan, line: &'a [u8], now: Micros, row: &mut Row<'a>) -> Result<(), Problem> {
+    object(plan, &Form::Event, line, row)?;
+    if let Some(system) = plan.system {
+        check_event_id(system.event_id, row);
+    }
+    check_window(plan, now, row);
+    check_required(&plan.columns, |column| column.fill == Fill::Event, row);
+    Ok(())
+}
+
+/// Decodes one row of the enriched message: every column by its exact name, no time window.
+pub fn row<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
+    object(plan, &Form::Row, line, row)?;
+    if let Some(system) = plan.system {
+        check_event_id(system.event_id, row);
+    }
+    check_required(&plan.columns, |_| true, row);
+    Ok(())
+}
+
+enum Form {
+    Event,
+    Row,
+}
+
+fn object<'a>(plan: &Plan, form: &Form, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
+    row.reset(plan.columns.len());
+    let text = std::str::from_utf8(line)
+        .map_err(|error| Problem::new(Code::BadUtf8, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+    let keys = match form {
+        Form::Event => &plan.event_keys,
+        Form::Row => &plan.row_keys,
+    };
+    let mut scanner = Scanner::new(text);
+    let kind = scanner.next_kind().map_err(bad_json)?;
+    if kind != Next::Object {
+        scanner.skip().and_then(|_| scanner.end()).map_err(bad_json)?;
+        return Err(Problem::new(Code::NotAnObject, format!("expected a JSON object, found {}", kind.name())));
+    }
+    let mut members = Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems };
+    members.read(&plan.columns, keys, &Path::ROOT, &mut row.values).map_err(bad_json)?;
+    row.unknown_keys = members.unknown_keys;
+    scanner.end().map_err(bad_json)
+}
+
+/// The fault of a text that is not JSON.
+pub fn bad_json(error: JsonError) -> Problem {
+    let code = if error.what == JsonError::TOO_DEEP { Code::TooDeep } else { Code::BadJson };
+    Problem::new(code, format!("{} at byte {}", error.what, error.at))
+}
+
+/// Where in the record a column stands; text only when a fault is reported.
+struct Path<'p> {
+    parent: Option<&'p Path<'p>>,
+    name: &'p str,
+}
+
+impl Path<'_> {
+    const ROOT: Path<'static> = Path { parent: None, name: "" };
+
+    fn text(&self) -> String {
+        match self.parent {
+            Some(parent) if !parent.name.is_empty() => format!("{}.{}", parent.text(), self.name),
+            _ => self.name.to_string(),
+        }
+    }
+}
+
+struct Members<'s, 'a> {
+    scanner: &'s mut Scanner<'a>,
+    unknown_keys: u32,
+    problems: &'s mut Vec<Problem>,
+}
+
+/// Why a value did not become one of its column.
+type Fault = (Code, Cow<'static, str>);
+
+impl<'a> Members<'_, 'a> {
+    #[inline]
+    fn read(
+        &mut self,
+        columns: &[Column],
+        keys: &crate::schema::KeyTable,
+        path: &Path<'_>,
+        values: &mut [Value<'a>],
+    ) -> Result<(), JsonError> {
+        self.scanner.open()?;
+        let mut first = true;
+        while let Some(key) = self.scanner.key(first)? {
+            first = false;
+            let found = key.text().and_then(|key| keys.find(key.as_bytes()));
+            let Some((column, value)) = found.and_then(|index| Some((columns.get(index)?, values.get_mut(index)?)))
+            else {
+                self.unknown_keys += 1;
+                self.scanner.skip()?;
+                continue;
+            };
+            let path = Path { parent: Some(path), name: &column.name };
+            *value =
+                if column.mode == Mode::Repeated { self.array(column, &path)? } else { self.value(column, &path)? };
+        }
+        Ok(())
+    }
+
+    fn array(&mut self, column: &Column, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        match self.scanner.next_kind()? {
+            Next::Array => {}
+            Next::Null => {
+                self.scanner.null()?;
+                return Ok(Value::Repeated(Vec::new()));
+            }
+            other => {
+                self.scanner.skip()?;
+                self.report(path, (Code::WrongType, format!("expected an array, found {}", other.name()).into()));
+                return Ok(Value::Null);
+            }
+        }
+        self.scanner.open()?;
+        let mut elements = Vec::new();
+        while self.scanner.element(elements.is_empty())? {
+            let faults = self.problems.len();
+            let element = self.value(column, path)?;
+            if element.is_null() && self.problems.len() == faults {
+                self.report(path, (Code::WrongType, "an element of an array may not be null".into()));
+            }
+            elements.push(element);
+        }
+        Ok(Value::Repeated(elements))
+    }
+
+    /// One value; a fault is reported and leaves `Null`.
+    #[inline]
+    fn value(&mut self, column: &Column, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        let next = self.scanner.next_kind()?;
+        let read = match (&column.kind, next) {
+            (_, Next::Null) => {
+                self.scanner.null()?;
+                return Ok(Value::Null);
+            }
+            (Kind::Json, _) => Ok(Value::borrowed(self.scanner.skip()?)),
+            (Kind::Record(fields), Next::Object) => return self.record(fields, path),
+            (Kind::Boolean, Next::Bool) => Ok(Value::Bool(self.scanner.boolean()?)),
+            (_, Next::String) => match self.scanner.string()?.text() {
+                Some(text) => from_text(column, text),
+                None => Err((Code::BadText, "half of a surrogate pair is no text".into())),
+            },
+            (_, Next::Number) => from_number(column, self.scanner.number()?),
+            _ => {
+                self.scanner.skip()?;
+                Err(wrong_type(column, next.name()))
+            }
+        };
+        Ok(read.unwrap_or_else(|fault| {
+            self.report(path, fault);
+            Value::Null
+        }))
+    }
+
+    fn record(&mut self, fields: &Fields, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        let mut values = vec![Value::Null; fields.columns.len()];
+        self.read(&fields.columns, &fields.keys, path, &mut values)?;
+        for (column, value) in fields.columns.iter().zip(&mut values) {
+            match (column.mode, &value) {
+                (Mode::Repeated, Value::Null) => *value = Value::Repeated(Vec::new()),
+                (Mode::Required, Value::Null) => {
+                    let path = Path { parent: Some(path), name: &column.name };
+                    self.report(&path, missing());
+                }
+                _ => {}
+            }
+        }
+        Ok(Value::Record(values))
+    }
+
+    #[cold]
+    fn report(&mut self, path: &Path<'_>, (code, message): Fault) {
+        let column = path.text();
+        // A column that is at fault for its value is not missing as well.
+        if code != Code::MissingRequired || !self.problems.iter().any(|known| known.column.as_ref() == Some(&column)) {
+            self.problems.push(Problem { code, column: Some(column), message: message.into_owned() });
+        }
+    }
+}
+
+fn missing() -> Fault {
+    (Code::MissingRequired, "a value is required".into())
+}
+
+#[cold]
+fn wrong_type(column: &Column, found: &str) -> Fault {
+    (Code::WrongType, format!("expected {}, found {found}", column.kind.name()).into())
+}
+
+#[inline]
+fn from_text<'a>(column: &Column, text: Cow<'a, str>) -> Result<Value<'a>, Fault> {
+    let constant = |(code, message): (Code, &'static str)| (code, Cow::Borrowed(message));
+    match column.kind {
+        Kind::String => {
+            check_length(column, || text.chars().count(), text.len())?;
+            Ok(Value::Text(text))
+        }
+        Kind::Timestamp => time::timestamp(&text).map(Value::Timestamp).map_err(constant),
+        Kind::Date => time::date(&text).map(Value::Date).map_err(constant),
+        Kind::DateTime => time::date_time(&text).map(Value::DateTime).map_err(constant),
+        Kind::Time => time::time(&text).map(Value::Time).map_err(constant),
+        // As BigQuery writes them where a JSON number could lose digits.
+        Kind::Integer => number::integer(&text).map(Value::Int).map_err(constant),
+        Kind::Numeric => number::numeric(&text).map(Value::Numeric).map_err(constant),
+        Kind::BigNumeric => number::big_numeric(&text).map(Value::BigNumeric).map_err(constant),
+        Kind::Bytes => {
+            let bytes = base64_simd::STANDARD
+                .decode_to_vec(text.as_bytes())
+                .map_err(|_| (Code::BadBase64, "expected base64 with padding (RFC 4648)".into()))?;
+            check_length(column, || bytes.len(), bytes.len())?;
+            Ok(Value::Bytes(bytes))
+        }
+        _ => Err(wrong_type(column, "a string")),
+    }
+}
+
+fn from_number<'a>(column: &Column, number: &str) -> Result<Value<'a>, Fault> {
+    let constant = |(code, message): (Code, &'static str)| (code, Cow::Borrowed(message));
+    match column.kind {
+        Kind::Integer => number::integer(number).map(Value::Int).map_err(constant),
+        Kind::Numeric => number::numeric(number).map(Value::Numeric).map_err(constant),
+        Kind::BigNumeric => number::big_numeric(number).map(Value::BigNumeric).map_err(constant),
+        Kind::Timestamp => time::epoch(number).map(Value::Timestamp).map_err(constant),
+        Kind::Float => match number.parse::<f64>() {
+            Ok(value) if value.is_finite() => Ok(Value::Float(value)),
+            _ => Err((Code::OutOfRange, "a FLOAT is at most about 1.8e308".into())),
+        },
+        _ => Err(wrong_type(column, "a number")),
+    }
+}
+
+/// `at_most` is a cheap upper bound of `length`.
+#[inline]
+fn check_length(column: &Column, length: impl Fn() -> usize, at_most: usize) -> Result<(), Fault> {
+    match column.max_length {
+        Some(max) if at_most > max && length() > max => {
+            Err((Code::TooLong, format!("{} long, at most {max} fit", length()).into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[inline]
+fn check_event_id(column: usize, row: &mut Row<'_>) {
+    if let Some(Value::Text(id)) = row.values.get(column)
+        && !event::is_event_id(id)
+    {
+        row.set(column, Value::Null);
+        row.problems.push(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM));
+    }
+}
+
+fn check_window(plan: &Plan, now: Micros, row: &mut Row<'_>) {
+    let Some(partition) = plan.table.partition else { return };
+    let Some(time) = row.values.get(partition.column).and_then(Value::partition_time) else { return };
+    if time < now - plan.accepts.past || time > now + plan.accepts.future {
+        let name = &plan.columns[partition.column].name;
+        let (past, future) = (plan.accepts.past / crate::clock::DAY, plan.accepts.future / crate::clock::DAY);
+        let message = format!("outside the accepted window, {past} days back to {future} days ahead");
+        row.problems.push(Problem::of(name, Code::OutsideWindow, message));
+    }
+}
+
+#[inline]
+fn check_required(columns: &[Column], applies: impl Fn(&Column) -> bool, row: &mut Row<'_>) {
+    for (column, value) in columns.iter().zip(&mut row.values) {
+        if column.mode == Mode::Nullable || !value.is_null() || !applies(column) {
+            continue;
+        }
+        if column.mode == Mode::Repeated {
+            *value = Value::Repeated(Vec::new());
+        } else if !row.problems.iter().any(|known| known.column.as_deref() == Some(&column.name)) {
+            let (code, message) = missing();
+            row.problems.push(Problem::of(&column.name, code, message));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Client addresses: reading them and, after every lookup, making them less personal.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use crate::row::{Row, Value};
+use crate::schema::Plan;
+
+/// What becomes of client addresses before anything leaves the enricher (`IP_ANONYMISE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Anonymise {
+    /// They stay.
+    #[default]
+    Off,
+    /// IPv4 keeps 24 bits, IPv6 48; what is no address is dropped.
+    Truncate,
+    /// They are dropped.
+    Drop,
+}
+
+impl FromStr for Anonymise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "" | "off" => Ok(Self::Off),
+            "truncate" => Ok(Self::Truncate),
+            "drop" => Ok(Self::Drop),
+            _ => Err(format!("IP_ANONYMISE: `{text}` is none of off, truncate, drop")),
+        }
+    }
+}
+
+/// An address; an IPv4 address mapped into IPv6 comes out as IPv4.
+#[inline]
+pub fn parse(text: &str) -> Option<IpAddr> {
+    if let Some(address) = parse_ipv4(text.as_bytes()) {
+        return Some(IpAddr::V4(address));
+    }
+    let address: Ipv6Addr = text.parse().ok()?;
+    Some(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4))
+}
+
+/// Four decimal numbers of at most three digits and no leading zero, as the standard library reads them.
+#[inline]
+fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+    let mut octets = [0_u8; 4];
+    let mut at = 0;
+    for (index, octet) in octets.iter_mut().enumerate() {
+        if index > 0 {
+            if *text.get(at)? != b'.' {
+                return None;
+            }
+            at += 1;
+        }
+        let start = at;
+        let mut value = 0_u32;
+        while let Some(digit) = text.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
+            value = value * 10 + u32::from(digit);
+            at += 1;
+            if at - start > 3 {
+                return None;
+            }
+        }
+        let leading_zero = at - start > 1 && text.get(start) == Some(&b'0');
+        if at == start || leading_zero {
+            return None;
+        }
+        *octet = u8::try_from(value).ok()?;
+    }
+    (at == text.len()).then(|| Ipv4Addr::from(octets))
+}
+
+/// The address as `policy` lets it be seen.
+pub fn anonymise(policy: Anonymise, text: &str) -> Option<String> {
+    match (policy, parse(text)) {
+        (Anonymise::Off, _) => Some(text.to_string()),
+        (Anonymise::Drop, _) | (Anonymise::Truncate, None) => None,
+        (Anonymise::Truncate, Some(IpAddr::V4(address))) => {
+            let [a, b, c, _] = address.octets();
+            Some(Ipv4Addr::new(a, b, c, 0).to_string())
+        }
+        (Anonymise::Truncate, Some(IpAddr::V6(address))) => {
+            let [a, b, c, ..] = address.segments();
+            Some(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).to_string())
+        }
+    }
+}
+
+/// Applies `policy` to every address column of an enriched row.
+pub fn anonymise_row(policy: Anonymise, plan: &Plan, row: &mut Row<'_>) {
+    if policy == Anonymise::Off {
+        return;
+    }
+    for step in plan.enrichments.iter().filter(|step| super::ENRICHMENTS[step.enrichment].reads_address) {
+        let shown = row.text(step.from).and_then(|text| anonymise(policy, text));
+        row.set(step.from, shown.map_or(Value::Null, |text| Value::Text(text.into())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn mapped_addresses_are_unwrapped() {
+        assert_eq!(parse("::ffff:8.8.8.8"), Some(IpAddr::from([8, 8, 8, 8])));
+        assert!(parse("2001:db8::1").is_some_and(|address| address.is_ipv6()));
+        for bad in ["", "8.8.8", "8.8.8.8.8", "256.1.1.1", "08.8.8.8", "8.8.8.8 ", "8.8.8.8:80", "unknown"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn truncation_keeps_the_network() {
+        let cut = |text| anonymise(Anonymise::Truncate, text);
+        assert_eq!(cut("93.184.216.34").as_deref(), Some("93.184.216.0"));
+        assert_eq!(cut("::ffff:93.184.216.34").as_deref(), Some("93.184.216.0"));
+        assert_eq!(cut("2001:db8:1:2::3").as_deref(), Some("2001:db8:1::"));
+        assert_eq!(cut("jane@example.com"), None);
+        assert_eq!(anonymise(Anonymise::Drop, "93.184.216.34"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn ipv4_agrees_with_the_standard_library(text in "[0-9]{1,4}(\\.[0-9]{1,4}){2,4}") {
+            prop_assert_eq!(parse_ipv4(text.as_bytes()), text.parse::<Ipv4Addr>().ok());
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What an event is called and what it is: its identity and its type.
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::clock::Micros;
+use crate::decode::json::{JsonError, Next, Scanner};
+use crate::schema::Registry;
+
+/// The rule for an `event_id`, in words.
+pub const EVENT_ID_FORM: &str = "an event_id has 1 to 64 characters of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`";
+
+/// Whether `id` may be an `event_id`.
+#[inline]
+pub fn is_event_id(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-'))
+}
+
+/// A new `event_id`: `UUIDv7`, so that ids sort by time. `random` are ten random bytes.
+pub fn mint_event_id(now: Micros, random: &[u8; 10]) -> String {
+    let millis = u64::try_from(now / 1_000).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid().to_string()
+}
+
+/// Ten random bytes from the operating system, for [`mint_event_id`].
+pub fn random_bytes() -> [u8; 10] {
+    let mut bytes = [0; 10];
+    bytes.copy_from_slice(&Uuid::new_v4().into_bytes()[6..]);
+    // Bytes 6 and 8 of a UUIDv4 hold its version and variant; the builder overwrites some of them again.
+    bytes
+}
+
+/// An id that is the same whenever it is derived from the same parts: 32 hex digits of SHA-256.
+pub fn derived_id(parts: &[&[u8]]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hex(&hasher.finalize()[..16])
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
+/// Whether `name` could be an event type at all (a type that this version does not know may be a newer one's).
+pub fn is_event_type(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// The text of a top-level member of a JSON object, the last one if there are several; `None` where it is absent or
+/// no string. `names` are the spellings of the key.
+pub fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<Option<Cow<'a, str>>, JsonError> {
+    let mut scanner = Scanner::new(object);
+    if scanner.next_kind()? != Next::Object {
+        return Ok(None);
+    }
+    scanner.open()?;
+    let mut found = None;
+    let mut first = true;
+    while let Some(key) = scanner.key(first)? {
+        first = false;
+        let wanted = key.text().is_some_and(|key| names.contains(&key.as_ref()));
+        if wanted {
+            found = match scanner.next_kind()? {
+                Next::String => scanner.string()?.text(),
+                _ => {
+                    scanner.skip()?;
+                    None
+                }
+            };
+        } else {
+            scanner.skip()?;
+        }
+    }
+    Ok(found)
+}
+
+/// The type of an event whose message names none: a body field `event_type` that names a streaming schema, else
+/// [`crate::schema::DEFAULT_TYPE`].
+pub fn type_in_body<'r>(registry: &'r Registry, line: &[u8]) -> &'r str {
+    std::str::from_utf8(line)
+        .ok()
+        .and_then(|text| member(text, ["event_type", "eventType"]).ok().flatten())
+        .and_then(|name| registry.streaming(&name))
+        .map_or(crate::schema::DEFAULT_TYPE, |plan| &plan.event_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_ids_keep_to_their_alphabet() {
+        assert!(is_event_id("a.B_c:9-"));
+        assert!(is_event_id(&"x".repeat(64)));
+        for bad in ["", "a/b", "a b", "é", "a\0", &"x".repeat(65)] {
+            assert!(!is_event_id(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn minted_ids_are_valid_and_sort_by_time() {
+        let early = mint_event_id(1_000_000, &[255; 10]);
+        let late = mint_event_id(2_000_000, &[0; 10]);
+        assert!(is_event_id(&early) && early < late);
+        assert_ne!(mint_event_id(0, &random_bytes()), mint_event_id(0, &random_bytes()));
+    }
+
+    #[test]
+    fn derived_ids_do_not_mix_parts_up() {
+        assert_eq!(derived_id(&[b"a", b"b"]), derived_id(&[b"a", b"b"]));
+        assert_ne!(derived_id(&[b"ab", b""]), derived_id(&[b"a", b"b"]));
+        assert!(is_event_id(&derived_id(&[])));
+    }
+
+    #[test]
+    fn the_body_names_only_streaming_types() {
+        let registry = Registry::built_in().unwrap();
+        let kind = |line: &str| type_in_body(&registry, line.as_bytes()).to_string();
+        assert_eq!(kind(r#"{"event_type":"order"}"#), "order");
+        assert_eq!(kind(r#"{"eventType":"order"}"#), "order");
+        assert_eq!(kind(r#"{"event_type":"dead_letter"}"#), "clickstream");
+        assert_eq!(kind(r#"{"event_type":"../x"}"#), "clickstream");
+        assert_eq!(kind("{}"), "clickstream");
+        assert_eq!(kind("{"), "clickstream");
+    }
+}

@@ -1,0 +1,93 @@
+//! The port to a topic, and its in-memory adapter.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// Attributes of a message, sorted by key.
+pub type Attributes = BTreeMap<String, String>;
+
+/// The largest number of events in one message.
+pub const MAX_EVENTS: usize = 500;
+/// The largest data of one message, in bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+
+/// What goes to a topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// One JSON object or NDJSON of several.
+    pub data: Bytes,
+    /// Pub/Sub attributes.
+    pub attributes: Attributes,
+}
+
+/// Why a message was not acknowledged by its topic. The message may have been stored all the same.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("publish to {topic}: {reason}")]
+pub struct PublishError {
+    /// The topic's name.
+    pub topic: String,
+    /// What the service said.
+    pub reason: String,
+}
+
+/// One topic.
+///
+/// `publish` answers one result a message, aligned by position. `Ok` carries the message id and means that the
+/// topic has the message for good; it is never given before.
+#[async_trait]
+pub trait Publisher: Send + Sync {
+    /// Publishes all messages, each on its own.
+    async fn publish(&self, messages: Vec<Message>) -> Vec<Result<String, PublishError>>;
+}
+
+/// Publishes one message.
+pub async fn publish_one(publisher: &dyn Publisher, message: Message) -> Result<String, PublishError> {
+    publisher
+        .publish(vec![message])
+        .await
+        .pop()
+        .unwrap_or_else(|| Err(PublishError { topic: String::new(), reason: "the publisher answered nothing".into() }))
+}
+
+/// A topic in memory, for tests and measurements: keeps what it is given, fails while told to.
+#[derive(Debug, Default)]
+pub struct MemoryTopic {
+    messages: Mutex<Vec<Message>>,
+    down: AtomicBool,
+}
+
+impl MemoryTopic {
+    /// All messages so far, oldest first.
+    pub fn messages(&self) -> Vec<Message> {
+        self.messages.lock().map(|held| held.clone()).unwrap_or_default()
+    }
+
+    /// While `down`, every publish fails.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Publisher for MemoryTopic {
+    async fn publish(&self, messages: Vec<Message>) -> Vec<Result<String, PublishError>> {
+        let failed = || PublishError { topic: "memory".into(), reason: "the topic is down".into() };
+        let Ok(mut held) = self.messages.lock() else {
+            return messages.iter().map(|_| Err(failed())).collect();
+        };
+        messages
+            .into_iter()
+            .map(|message| {
+                if self.down.load(Ordering::Relaxed) {
+                    return Err(failed());
+                }
+                held.push(message);
+                Ok(held.len().to_string())
+            })
+            .collect()
+    }
+}

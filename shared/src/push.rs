@@ -1,0 +1,136 @@
+//! The wrapped push of Pub/Sub: `{"subscription", "message": {"data", "attributes", "messageId", "publishTime"}}`.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Micros;
+use crate::decode::time;
+use crate::decode::{Code, Problem};
+use crate::publish::Attributes;
+
+/// One delivery of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    /// Full name of the subscription.
+    pub subscription: String,
+    /// Id that the topic gave the message; the same on every delivery.
+    pub message_id: String,
+    /// When the topic took the message.
+    pub published_at: Option<Micros>,
+    /// Attributes.
+    pub attributes: Attributes,
+    /// The data, decoded.
+    pub data: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    subscription: Cow<'a, str>,
+    #[serde(borrow)]
+    message: EnvelopeMessage<'a>,
+}
+
+// Pub/Sub sends `messageId` and `message_id` both: two fields, not an alias of one.
+#[derive(Deserialize)]
+struct EnvelopeMessage<'a> {
+    #[serde(borrow, default)]
+    data: Cow<'a, str>,
+    #[serde(default)]
+    attributes: Option<Attributes>,
+    #[serde(borrow, default, rename = "messageId")]
+    message_id: Cow<'a, str>,
+    #[serde(borrow, default, rename = "publishTime")]
+    publish_time: Cow<'a, str>,
+}
+
+impl Push {
+    /// Reads the body of a push request.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let bad = |message: String| Problem::new(Code::BadEnvelope, message);
+        let envelope: Envelope<'_> =
+            serde_json::from_slice(body).map_err(|error| bad(format!("not a Pub/Sub push: {error}")))?;
+        let message = envelope.message;
+        let data = base64_simd::STANDARD
+            .decode_to_vec(message.data.as_bytes())
+            .map_err(|_| bad("message.data is not base64".into()))?;
+        Ok(Self {
+            subscription: envelope.subscription.into_owned(),
+            message_id: message.message_id.into_owned(),
+            published_at: time::timestamp(&message.publish_time).ok(),
+            attributes: message.attributes.unwrap_or_default(),
+            data,
+        })
+    }
+
+    /// Writes the body of a push request.
+    pub fn to_json(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            subscription: &'a str,
+            message: Message<'a>,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Message<'a> {
+            data: String,
+            attributes: &'a Attributes,
+            message_id: &'a str,
+            publish_time: String,
+        }
+        let message = Message {
+            data: base64_simd::STANDARD.encode_to_string(&self.data),
+            attributes: &self.attributes,
+            message_id: &self.message_id,
+            publish_time: self.published_at.map(time::timestamp_text).unwrap_or_default(),
+        };
+        serde_json::to_vec(&Body { subscription: &self.subscription, message }).unwrap_or_default()
+    }
+
+    /// The lines of the data, without empty ones, each with its number from 0.
+    pub fn lines(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        lines(&self.data)
+    }
+}
+
+/// The lines of NDJSON that hold more than white space, each with its number from 0.
+pub fn lines(data: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    data.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate().filter(|(_, line)| !line.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read() {
+        let push = Push {
+            subscription: "projects/p/subscriptions/clickstream-raw-sub".into(),
+            message_id: "17".into(),
+            published_at: Some(1_792_455_302_920_000),
+            attributes: Attributes::from([("event_type".into(), "order".into())]),
+            data: b"{\"a\":1}\n\n {\"a\":2}\r\n".to_vec(),
+        };
+        assert_eq!(Push::parse(&push.to_json()).unwrap(), push);
+        let lines: Vec<_> = push.lines().collect();
+        assert_eq!(lines, [(0, &b"{\"a\":1}"[..]), (2, &b"{\"a\":2}"[..])]);
+    }
+
+    #[test]
+    fn googles_own_form_is_read() {
+        let body = br#"{"deliveryAttempt":5,"message":{"data":"e30=","messageId":"1","message_id":"1",
+            "publishTime":"2026-10-20T00:15:02.92Z","publish_time":"2026-10-20T00:15:02.92Z"},
+            "subscription":"projects\/p\/subscriptions\/s"}"#;
+        let push = Push::parse(body).unwrap();
+        assert_eq!((push.data.as_slice(), push.subscription.as_str()), (&b"{}"[..], "projects/p/subscriptions/s"));
+        assert_eq!(push.published_at, Some(1_792_455_302_920_000));
+    }
+
+    #[test]
+    fn a_push_without_a_message_is_refused() {
+        for body in [&b""[..], b"{}", b"[]", b"{\"message\":null}", b"{\"message\":{\"data\":\"!\"}}", b"\xff"] {
+            assert_eq!(Push::parse(body).unwrap_err().code, Code::BadEnvelope);
+        }
+    }
+}

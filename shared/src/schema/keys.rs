@@ -1,0 +1,118 @@
+//! From a JSON key to a column: an open-addressed table that is built once and probed once a key.
+
+/// The keys of one object, each with the index of its column.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct KeyTable {
+    /// Power of two, at most half full; `NONE` where empty, else an index into `entries`.
+    slots: Vec<u16>,
+    entries: Vec<(Box<str>, u16)>,
+}
+
+const NONE: u16 = u16::MAX;
+
+impl KeyTable {
+    /// Builds the table; the error is a name that occurs twice with different columns.
+    pub fn build(names: impl IntoIterator<Item = (String, usize)>) -> Result<Self, String> {
+        let mut entries: Vec<(Box<str>, u16)> = Vec::new();
+        for (name, column) in names {
+            let column = u16::try_from(column).map_err(|_| name.clone())?;
+            match entries.iter().find(|(known, _)| **known == *name) {
+                Some((_, same)) if *same == column => {}
+                Some(_) => return Err(name),
+                None => entries.push((name.into_boxed_str(), column)),
+            }
+        }
+        let size = (entries.len() * 2).next_power_of_two().max(8);
+        let mut slots = vec![NONE; size];
+        for (index, (name, _)) in entries.iter().enumerate() {
+            let mut at = hash(name.as_bytes()) & (size - 1);
+            while slots[at] != NONE {
+                at = (at + 1) & (size - 1);
+            }
+            slots[at] = u16::try_from(index).map_err(|_| name.to_string())?;
+        }
+        Ok(Self { slots, entries })
+    }
+
+    /// The column that `key` names.
+    #[inline]
+    pub fn find(&self, key: &[u8]) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = hash(key) & mask;
+        loop {
+            let slot = *self.slots.get(at)?;
+            if slot == NONE {
+                return None;
+            }
+            let (name, column) = self.entries.get(usize::from(slot))?;
+            if name.as_bytes() == key {
+                return Some(usize::from(*column));
+            }
+            at = (at + 1) & mask;
+        }
+    }
+}
+
+/// Mixes the first eight bytes, the last byte and the length: enough to tell the few keys of a schema apart.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the high half is shifted down and masked by the caller")]
+fn hash(key: &[u8]) -> usize {
+    let mut word = 0_u64;
+    if let Some(head) = key.first_chunk::<8>() {
+        word = u64::from_le_bytes(*head);
+    } else {
+        for byte in key {
+            word = word << 8 | u64::from(*byte);
+        }
+    }
+    let last = key.last().copied().unwrap_or_default();
+    word ^= (key.len() as u64) << 56 ^ u64::from(last) << 40;
+    (word.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as usize
+}
+
+/// `snake_case` to `camelCase`: `page_url` becomes `pageUrl`. A leading underscore stays.
+pub fn camel_case(snake: &str) -> String {
+    let mut camel = String::with_capacity(snake.len());
+    let mut upper_next = false;
+    for character in snake.chars() {
+        if character == '_' && !camel.is_empty() && !camel.ends_with('_') {
+            upper_next = true;
+        } else if upper_next {
+            camel.extend(character.to_uppercase());
+            upper_next = false;
+        } else {
+            camel.push(character);
+        }
+    }
+    camel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn camel_case_joins_words() {
+        assert_eq!(camel_case("page_url"), "pageUrl");
+        assert_eq!(camel_case("url"), "url");
+        assert_eq!(camel_case("a_b_c1"), "aBC1");
+        assert_eq!(camel_case("_private"), "_private");
+    }
+
+    #[test]
+    fn every_key_is_found_and_no_other() {
+        let names: Vec<_> = (0..300).map(|i| (format!("column_{i}"), i)).collect();
+        let table = KeyTable::build(names.clone()).unwrap();
+        for (name, column) in names {
+            assert_eq!(table.find(name.as_bytes()), Some(column));
+        }
+        assert_eq!(table.find(b"column_300"), None);
+        assert_eq!(table.find(b""), None);
+    }
+
+    #[test]
+    fn one_name_for_two_columns_is_refused() {
+        let twice = [("user_id".to_string(), 0), ("user_id".to_string(), 1)];
+        assert_eq!(KeyTable::build(twice), Err("user_id".to_string()));
+    }
+}
