@@ -15,3 +15,4 @@ pub mod row;
 pub mod schema;
 pub mod sink;
 pub mod telemetry;
+pub mod window;

@@ -2,12 +2,28 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Micros;
 use crate::decode::time;
 use crate::decode::{Code, Problem};
 use crate::publish::Attributes;
+
+/// What a push is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing is left to do, and what the answer vouches for is durable: 204.
+    Settled,
+    /// Deliver it again: 503, and why.
+    TryAgain(String),
+}
+
+impl From<Result<(), String>> for Answer {
+    fn from(result: Result<(), String>) -> Self {
+        result.map_or_else(Self::TryAgain, |()| Self::Settled)
+    }
+}
 
 /// One delivery of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +37,7 @@ pub struct Push {
     /// Attributes.
     pub attributes: Attributes,
     /// The data, decoded.
-    pub data: Vec<u8>,
+    pub data: Bytes,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +76,7 @@ impl Push {
             message_id: message.message_id.into_owned(),
             published_at: time::timestamp(&message.publish_time).ok(),
             attributes: message.attributes.unwrap_or_default(),
-            data,
+            data: data.into(),
         })
     }
 
@@ -110,7 +126,7 @@ mod tests {
             message_id: "17".into(),
             published_at: Some(1_792_455_302_920_000),
             attributes: Attributes::from([("event_type".into(), "order".into())]),
-            data: b"{\"a\":1}\n\n {\"a\":2}\r\n".to_vec(),
+            data: Bytes::from_static(b"{\"a\":1}\n\n {\"a\":2}\r\n"),
         };
         assert_eq!(Push::parse(&push.to_json()).unwrap(), push);
         let lines: Vec<_> = push.lines().collect();
@@ -123,7 +139,7 @@ mod tests {
             "publishTime":"2026-10-20T00:15:02.92Z","publish_time":"2026-10-20T00:15:02.92Z"},
             "subscription":"projects\/p\/subscriptions\/s"}"#;
         let push = Push::parse(body).unwrap();
-        assert_eq!((push.data.as_slice(), push.subscription.as_str()), (&b"{}"[..], "projects/p/subscriptions/s"));
+        assert_eq!((push.data.as_ref(), push.subscription.as_str()), (&b"{}"[..], "projects/p/subscriptions/s"));
         assert_eq!(push.published_at, Some(1_792_455_302_920_000));
     }
 

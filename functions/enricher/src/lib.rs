@@ -1,1 +1,45 @@
-//! stub
+//! The enricher: raw events come in as Pub/Sub pushes and leave as rows on the enriched topic, or as dead letters.
+
+pub mod config;
+pub mod handler;
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+pub use config::Config;
+pub use handler::{Deps, Enricher};
+use serde_json::json;
+use shared::push::Answer;
+
+/// Pub/Sub's largest message (10 MB) in base64 with its envelope.
+const MAX_BODY: usize = 16 << 20;
+
+/// `POST /` takes pushes; `GET /health` and `GET /ready` answer 200 (the lookups were loaded before).
+pub fn router(enricher: Arc<Enricher>) -> Router {
+    Router::new()
+        .route("/", post(push))
+        .route("/health", get(async || Json(json!({"status": "ok"}))))
+        .route("/ready", get(async || Json(json!({"status": "ready"}))))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(enricher)
+}
+
+async fn push(State(enricher): State<Arc<Enricher>>, body: Bytes) -> StatusCode {
+    // In a task of its own: a client that goes away must not leave work half done.
+    let answer = tokio::spawn(async move { enricher.push(&body).await }).await;
+    match answer {
+        Ok(Answer::Settled) => StatusCode::NO_CONTENT,
+        Ok(Answer::TryAgain(reason)) => {
+            tracing::warn!(reason, "push to be delivered again");
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Err(error) => {
+            tracing::error!(%error, "push handler ended early");
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
+}

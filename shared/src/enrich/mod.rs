@@ -45,6 +45,20 @@ impl Tables {
         ENRICHMENTS.iter().map(load).collect::<Result<_, _>>().map(Self)
     }
 
+    /// The built-in tables with that of `enrichment` read from `bytes`.
+    pub fn with(enrichment: &str, bytes: &[u8]) -> Result<Self, String> {
+        let mut tables = Self::built_in()?;
+        tables.replace(enrichment, bytes)?;
+        Ok(tables)
+    }
+
+    fn replace(&mut self, enrichment: &str, bytes: &[u8]) -> Result<(), String> {
+        let known = ENRICHMENTS.iter().zip(&mut self.0).find(|(kind, _)| kind.name == enrichment);
+        let (kind, table) = known.ok_or_else(|| format!("there is no enrichment `{enrichment}`"))?;
+        *table = (kind.load)(bytes)?;
+        Ok(())
+    }
+
     /// Fills the enriched columns of a decoded row. Answers how many lookups found nothing.
     #[inline]
     pub fn enrich<'t>(&'t self, plan: &Plan, row: &mut Row<'t>) -> u32 {

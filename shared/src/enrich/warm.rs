@@ -6,7 +6,7 @@ use object_store::path::Path;
 use object_store::{GetResult, ObjectStore, ObjectStoreExt};
 use tokio::sync::Mutex;
 
-use super::{ENRICHMENTS, Tables};
+use super::Tables;
 use crate::clock::{Clock, Micros};
 
 /// Where the table of one enrichment lies.
@@ -82,11 +82,9 @@ impl Warm {
         let bytes = object.bytes().await.map_err(|error| fault(error.to_string()))?;
         // A broken version is not tried again until the source changes once more.
         let is_reload = known.replace(new).is_some();
-        let Some(at) = ENRICHMENTS.iter().position(|kind| kind.name == source.enrichment) else {
-            return Err(fault("no such enrichment".into()));
-        };
-        let table = (ENRICHMENTS[at].load)(&bytes).map_err(fault)?;
-        self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner).0[at] = table;
+        let mut tables = self.tables.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        tables.replace(source.enrichment, &bytes).map_err(fault)?;
+        *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tables;
         tracing::info!(enrichment = source.enrichment, bytes = bytes.len(), is_reload, "lookup loaded");
         Ok(())
     }

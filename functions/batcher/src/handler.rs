@@ -1,0 +1,297 @@
+//! What becomes of a push on each of the three ways in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use shared::clock::{Clock, Micros};
+use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
+use shared::decode::{self, Code, time};
+use shared::publish::{Attributes, Message, Publisher, publish_one};
+use shared::push::{Answer, Push};
+use shared::row::{self, Value};
+use shared::schema::{DEAD_LETTER, Plan, Registry};
+use shared::sink::{Outcome, Sink};
+use shared::window::{Limits, Window};
+use shared::{encode, event};
+
+use crate::archive::{Bucket, Group, Lines};
+use crate::table::{Row, Tables};
+use crate::{Config, dead_letters};
+
+/// What the batcher works with.
+pub struct Deps {
+    /// The schemas it knows.
+    pub registry: Arc<Registry>,
+    /// The warehouse.
+    pub sink: Arc<dyn Sink>,
+    /// The archive; without one `/archive` only acknowledges.
+    pub bucket: Option<Bucket>,
+    /// The enriched topic, for what must wait.
+    pub enriched: Arc<dyn Publisher>,
+    /// The dead-letter topic.
+    pub dead_letters: Arc<dyn Publisher>,
+    /// Time.
+    pub clock: Clock,
+}
+
+type Objects = Window<Group, Lines, Result<(), String>>;
+
+/// The function, with the windows in which pushes meet.
+pub struct Batcher {
+    deps: Deps,
+    tables: Tables,
+    archive: Option<Objects>,
+    dead_letter_objects: Option<Objects>,
+}
+
+/// A row of the enriched message, read.
+struct Read {
+    row: Row,
+    event_time: Option<Micros>,
+    received_at: Option<Micros>,
+}
+
+impl Batcher {
+    /// Starts the function; inside a tokio runtime.
+    pub fn new(deps: Deps, config: &Config) -> Self {
+        let objects = |limits: Limits| {
+            let bucket = deps.bucket.clone()?;
+            Some(Window::spawn(limits, move |group: Group, parts: Vec<Lines>| {
+                let bucket = bucket.clone();
+                async move { vec![bucket.write(&group, &parts).await; parts.len()] }
+            }))
+        };
+        Self {
+            archive: objects(config.archive),
+            dead_letter_objects: objects(config.dead_letters),
+            tables: Tables::new(config, Arc::clone(&deps.sink), deps.clock.clone()),
+            deps,
+        }
+    }
+
+    /// Whether the warehouse can be reached.
+    pub async fn ready(&self) -> Result<(), String> {
+        self.deps.sink.ready().await
+    }
+
+    /// The process is to end: what is held lands at once.
+    pub fn hurry(&self) {
+        self.tables.hurry();
+        for objects in [&self.archive, &self.dead_letter_objects].into_iter().flatten() {
+            objects.hurry();
+        }
+    }
+
+    /// `POST /`: the rows of a pack into their table. What must wait is sent round again alone; what can never land
+    /// becomes a dead letter.
+    pub async fn rows(&self, body: Bytes) -> Answer {
+        let now = self.deps.clock.now();
+        let push = match Push::parse(&body) {
+            Ok(push) => push,
+            Err(problem) => {
+                let origin = Origin { stage: "batcher", identity: &[&body], failed_at: now, ..Origin::default() };
+                return self.bury(vec![DeadLetter::new(&origin, Reason::from(&problem), &body)]).await.into();
+            }
+        };
+        let plan = match self.plan_of(&push) {
+            Ok(plan) => plan,
+            Err(Some(reason)) => {
+                let origin = origin("batcher", &push, now, None);
+                return self.bury(vec![DeadLetter::new(&origin, reason, &push.data)]).await.into();
+            }
+            Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
+        };
+        let (read, mut letters) = read_rows(plan, &push, now);
+        let rows: Vec<Row> = read.into_iter().map(|read| read.row).collect();
+        let outcomes = self.tables.append(plan, &rows).await;
+
+        let mut waiting = Vec::new();
+        let mut landed = 0;
+        let mut last_reason = String::new();
+        for (row, outcome) in rows.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Done => landed += 1,
+                Outcome::Retry(reason) => {
+                    waiting.push(row);
+                    last_reason = reason;
+                }
+                Outcome::Poison(reason) => {
+                    let identity: &[&[u8]] = &[plan.event_type.as_bytes(), row.id.as_bytes()];
+                    let origin =
+                        Origin { event_id: Some(&row.id), identity, ..origin("warehouse", &push, now, Some(plan)) };
+                    letters.push(DeadLetter::new(&origin, reason, &row.json));
+                }
+            }
+        }
+        if let Err(reason) = self.bury(letters).await {
+            return Answer::TryAgain(reason);
+        }
+        if waiting.is_empty() {
+            return Answer::Settled;
+        }
+        tracing::warn!(event_type = plan.event_type, landed, waiting = waiting.len(), "rows must wait");
+        if waiting.len() == rows.len() {
+            return Answer::TryAgain(last_reason);
+        }
+        let again = publish_one(self.deps.enriched.as_ref(), pack(plan, &waiting)).await;
+        again.map(drop).map_err(|error| error.to_string()).into()
+    }
+
+    /// `POST /archive`: the rows of a pack into objects of the bucket.
+    pub async fn archive(&self, body: Bytes) -> Answer {
+        let Some(objects) = &self.archive else { return Answer::Settled };
+        let now = self.deps.clock.now();
+        // What is no pack of rows becomes a dead letter on the other subscription of the topic.
+        let Ok(push) = Push::parse(&body) else { return Answer::Settled };
+        let plan = match self.plan_of(&push) {
+            Ok(plan) => plan,
+            Err(Some(_)) => return Answer::Settled,
+            Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
+        };
+        let mut groups: BTreeMap<Group, Lines> = BTreeMap::new();
+        for Read { row, event_time, received_at } in read_rows(plan, &push, now).0 {
+            let received_at = received_at.or(push.published_at).unwrap_or(now);
+            let (group, time) = Group::of_row(&plan.event_type, event_time, received_at, now);
+            let lines = groups.entry(group).or_insert_with(|| Lines { lines: Vec::new(), earliest: time });
+            lines.earliest = lines.earliest.min(time);
+            lines.lines.push(row.json);
+        }
+        let written = groups.into_iter().map(|(group, lines)| submit(objects, group, lines));
+        join_all(written).await.into_iter().collect::<Result<(), String>>().into()
+    }
+
+    /// `POST /dead-letter`: the end of the line. What the table refuses is kept in the bucket alone.
+    pub async fn dead_letter(&self, body: Bytes) -> Answer {
+        let Some(plan) = self.deps.registry.get(DEAD_LETTER) else {
+            return Answer::TryAgain("there is no dead_letter schema".into());
+        };
+        let now = self.deps.clock.now();
+        let mut letter = dead_letters::read(plan, &body, now);
+        let failed_at = time::timestamp(&letter.failed_at).unwrap_or(now);
+        if dead_letters::is_large(&letter)
+            && let (Some(bucket), Some(raw)) = (&self.deps.bucket, letter.raw_bytes())
+        {
+            match bucket.write_raw(failed_at, raw).await {
+                Ok(uri) => letter.move_raw_to(uri),
+                Err(reason) => return Answer::TryAgain(reason),
+            }
+        }
+        let row = Row { id: letter.dead_letter_id.clone(), json: letter.to_json() };
+        let in_bucket = async {
+            let objects = self.dead_letter_objects.as_ref()?;
+            let lines = Lines { lines: vec![row.json.clone()], earliest: failed_at };
+            Some(submit(objects, Group::of_dead_letters(failed_at), lines).await)
+        };
+        let rows = [row.clone()];
+        let (in_bucket, in_table) = futures::future::join(in_bucket, self.tables.append(plan, &rows)).await;
+        match (in_table.into_iter().next(), in_bucket) {
+            (Some(Outcome::Done), None | Some(Ok(()))) => Answer::Settled,
+            (Some(Outcome::Poison(reason)), Some(Ok(()))) => {
+                tracing::error!(id = row.id, reason = reason.detail, "dead letter kept in the bucket alone");
+                Answer::Settled
+            }
+            (_, Some(Err(reason))) | (Some(Outcome::Retry(reason)), _) => Answer::TryAgain(reason),
+            (Some(Outcome::Poison(reason)), None) => Answer::TryAgain(reason.detail),
+            (None, _) => Answer::TryAgain("the warehouse gave no answer".into()),
+        }
+    }
+
+    /// Publishes dead letters; nothing is settled before their topic has them.
+    async fn bury(&self, letters: Vec<DeadLetter>) -> Result<(), String> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        for letter in &letters {
+            tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
+        }
+        let answers = self.deps.dead_letters.publish(letters.iter().map(DeadLetter::to_message).collect()).await;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|error| error.to_string()))
+    }
+
+    /// The schema of a pack; the error is a reason why it can never be used, or none where a newer version may know it.
+    fn plan_of(&self, push: &Push) -> Result<&Arc<Plan>, Option<Reason>> {
+        let Some(name) = push.attributes.get("event_type") else {
+            let detail = "a pack of rows needs the attribute event_type".into();
+            return Err(Some(Reason { code: Code::UnknownType, detail }));
+        };
+        match (self.deps.registry.streaming(name), self.deps.registry.get(name)) {
+            (Some(plan), _) => Ok(plan),
+            (None, Some(_)) => {
+                let detail = "rows of this type do not come over a stream".into();
+                Err(Some(Reason { code: Code::TypeNotAllowed, detail }))
+            }
+            (None, None) if event::is_event_type(name) => Err(None),
+            (None, None) => {
+                let detail = "the attribute event_type could name no schema".into();
+                Err(Some(Reason { code: Code::UnknownType, detail }))
+            }
+        }
+    }
+}
+
+async fn submit(objects: &Objects, group: Group, lines: Lines) -> Result<(), String> {
+    let (rows, bytes) = (lines.lines.len(), lines.lines.iter().map(Bytes::len).sum());
+    objects.submit(group, rows, bytes, lines).await.map_err(|closed| closed.to_string())?
+}
+
+fn origin<'a>(stage: &'a str, push: &'a Push, now: Micros, plan: Option<&'a Plan>) -> Origin<'a> {
+    let named = push.attributes.get("event_type").map(String::as_str);
+    Origin {
+        stage,
+        event_type: plan.map(|plan| plan.event_type.as_str()).or(named),
+        received_at: push.published_at,
+        failed_at: now,
+        attempts: 1,
+        ..Origin::default()
+    }
+}
+
+/// Reads the rows of a pack; those that break their schema come back as dead letters.
+fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLetter>) {
+    let mut rows = Vec::new();
+    let mut letters = Vec::new();
+    let mut row = row::Row::default();
+    for (number, line) in push.lines() {
+        let number = number.to_string();
+        let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
+        let fault = match decode::row(plan, line, &mut row) {
+            Ok(()) => reason_of(&row.problems),
+            Err(problem) => Some(Reason::from(&problem)),
+        };
+        if let Some(reason) = fault {
+            let event_id = plan.system.and_then(|system| row.text(system.event_id));
+            let origin = Origin { event_id, identity: &identity, ..origin("batcher", push, now, Some(plan)) };
+            letters.push(DeadLetter::new(&origin, reason, line));
+            continue;
+        }
+        let Some(system) = plan.system else { continue };
+        let event_time = plan.table.partition.and_then(|partition| row.values.get(partition.column)?.partition_time());
+        let received_at = row.values.get(system.received_at).and_then(Value::partition_time);
+        let given = row.text(system.event_id).map(str::to_string);
+        let row = match given {
+            Some(id) => Row { id, json: push.data.slice_ref(line) },
+            None => {
+                let id = event::derived_id(&identity);
+                row.set(system.event_id, Value::Text(id.clone().into()));
+                let mut json = Vec::new();
+                encode::object(&plan.columns, &row.values, &mut json);
+                Row { id, json: json.into() }
+            }
+        };
+        rows.push(Read { row, event_time, received_at });
+    }
+    (rows, letters)
+}
+
+/// A message of the enriched topic with rows that must wait.
+fn pack(plan: &Plan, rows: &[&Row]) -> Message {
+    let lines: Vec<&[u8]> = rows.iter().map(|row| row.json.as_ref()).collect();
+    let attributes = Attributes::from([
+        ("event_type".to_string(), plan.event_type.clone()),
+        ("rows".to_string(), rows.len().to_string()),
+        ("schema_version".to_string(), plan.version.clone()),
+    ]);
+    Message { data: lines.join(&b'\n').into(), attributes }
+}

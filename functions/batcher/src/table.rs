@@ -1,0 +1,175 @@
+//! Rows to their table: deduplicated, appended in micro-batches, tried again within a budget.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join;
+use shared::clock::Clock;
+use shared::schema::Plan;
+use shared::sink::{Batch, Outcome, Sink};
+use shared::window::Window;
+use tokio::time::Instant;
+
+use crate::config::{Config, MAX_PAUSE};
+use crate::recent::{Claim, Recent};
+
+/// A row on its way, with the id that tells it from others of its table.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Identity.
+    pub id: String,
+    /// The enriched row.
+    pub json: Bytes,
+}
+
+/// A plan as a key of the window: one table, one key.
+#[derive(Clone)]
+struct Target(Arc<Plan>);
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.event_type == other.0.event_type
+    }
+}
+impl Eq for Target {}
+impl Hash for Target {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.event_type.hash(state);
+    }
+}
+
+/// Claimed rows of one push: the keys under which they are claimed, and their bytes.
+struct Claimed {
+    keys: Vec<u128>,
+    rows: Vec<Bytes>,
+}
+
+/// The way into the warehouse.
+pub struct Tables {
+    recent: Arc<Recent>,
+    window: Window<Target, Claimed, Vec<Outcome>>,
+    budget: Duration,
+    pause: Duration,
+}
+
+impl Tables {
+    /// Starts the window; inside a tokio runtime.
+    pub fn new(config: &Config, sink: Arc<dyn Sink>, clock: Clock) -> Self {
+        let recent = Arc::new(Recent::new(config.remembered_ids));
+        let landing = Arc::clone(&recent);
+        let window = Window::spawn(config.table, move |target: Target, pushes: Vec<Claimed>| {
+            append(target.0, pushes, Arc::clone(&sink), clock.clone(), Arc::clone(&landing))
+        });
+        Self { recent, window, budget: config.budget, pause: config.pause }
+    }
+
+    /// What is held is appended at once, and later rows wait no longer.
+    pub fn hurry(&self) {
+        self.window.hurry();
+    }
+
+    /// Appends the rows of one push, `Retry` ones again and again until the budget is spent. One outcome a row.
+    pub async fn append(&self, plan: &Arc<Plan>, rows: &[Row]) -> Vec<Outcome> {
+        let until = Instant::now() + self.budget;
+        let mut outcomes = self.append_once(plan, rows, &(0..rows.len()).collect::<Vec<_>>()).await;
+        let mut pause = self.pause;
+        loop {
+            let open: Vec<usize> = outcomes
+                .iter()
+                .enumerate()
+                .filter(|(_, outcome)| matches!(outcome, Outcome::Retry(_)))
+                .map(|(i, _)| i)
+                .collect();
+            let jittered = pause.mul_f64(0.5 + fastrand::f64());
+            if open.is_empty() || Instant::now() + jittered >= until {
+                return outcomes;
+            }
+            tracing::warn!(
+                event_type = plan.event_type,
+                rows = open.len(),
+                pause_ms = jittered.as_millis(),
+                "append to be tried again"
+            );
+            tokio::time::sleep(jittered).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            let again = self.append_once(plan, rows, &open).await;
+            for (index, outcome) in open.into_iter().zip(again) {
+                outcomes[index] = outcome;
+            }
+        }
+    }
+
+    /// One try of the rows that `wanted` picks.
+    async fn append_once(&self, plan: &Arc<Plan>, rows: &[Row], wanted: &[usize]) -> Vec<Outcome> {
+        let mut outcomes = vec![Outcome::Done; wanted.len()];
+        let mut mine = Vec::new();
+        let mut claimed = Claimed { keys: Vec::new(), rows: Vec::new() };
+        let mut twins: HashMap<usize, usize> = HashMap::new();
+        let mut theirs = Vec::new();
+        let mut own_ids: HashMap<&str, usize> = HashMap::new();
+        for (at, row) in wanted.iter().filter_map(|&index| rows.get(index)).enumerate() {
+            if let Some(&first) = own_ids.get(row.id.as_str()) {
+                twins.insert(at, first);
+                continue;
+            }
+            match self.recent.claim(&plan.event_type, &row.id) {
+                Claim::Landed => {}
+                Claim::Theirs(outcome) => theirs.push((at, outcome)),
+                Claim::Mine(key) => {
+                    mine.push(at);
+                    claimed.keys.push(key);
+                    claimed.rows.push(row.json.clone());
+                }
+            }
+            own_ids.insert(&row.id, at);
+        }
+        let wait_for_theirs = async {
+            let mut shared = Vec::with_capacity(theirs.len());
+            for (at, outcome) in theirs {
+                shared
+                    .push((at, outcome.await.unwrap_or_else(|_| Outcome::Retry("the first copy was given up".into()))));
+            }
+            shared
+        };
+        let (appended, shared) = join(self.submit(plan, claimed), wait_for_theirs).await;
+        for (at, outcome) in mine.into_iter().zip(appended).chain(shared) {
+            outcomes[at] = outcome;
+        }
+        for (at, first) in twins {
+            outcomes[at] = outcomes[first].clone();
+        }
+        outcomes
+    }
+
+    async fn submit(&self, plan: &Arc<Plan>, claimed: Claimed) -> Vec<Outcome> {
+        let rows = claimed.rows.len();
+        if rows == 0 {
+            return Vec::new();
+        }
+        let bytes = claimed.rows.iter().map(Bytes::len).sum();
+        let answer = self.window.submit(Target(Arc::clone(plan)), rows, bytes, claimed).await;
+        answer.unwrap_or_else(|closed| vec![Outcome::Retry(closed.to_string()); rows])
+    }
+}
+
+/// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
+async fn append(
+    plan: Arc<Plan>,
+    pushes: Vec<Claimed>,
+    sink: Arc<dyn Sink>,
+    clock: Clock,
+    recent: Arc<Recent>,
+) -> Vec<Vec<Outcome>> {
+    let rows: Vec<Bytes> = pushes.iter().flat_map(|push| push.rows.iter().cloned()).collect();
+    let keys: Vec<u128> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
+    let batch = Batch { plan, rows, loaded_at: clock.now() };
+    let mut outcomes = sink.append(&batch).await;
+    // A sink that answers too little has vouched for nothing of the rest.
+    outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
+    recent.settle(&keys, &outcomes);
+    let mut rest = outcomes.into_iter();
+    pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
+}

@@ -1,0 +1,256 @@
+//! From one push to rows and dead letters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::{join_all, try_join};
+use shared::clock::{Clock, Micros};
+use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
+use shared::decode::{self, Code, time};
+use shared::enrich::address::anonymise_row;
+use shared::enrich::{Tables, Warm};
+use shared::publish::{Attributes, Message, PublishError, Publisher, publish_one};
+use shared::push::{Answer, Push};
+use shared::row::{Row, Value};
+use shared::schema::{Plan, Registry};
+use shared::window::Window;
+use shared::{encode, event};
+
+use crate::Config;
+
+/// The stage that dead letters name.
+const STAGE: &str = "enricher";
+
+/// What the enricher works with.
+pub struct Deps {
+    /// The schemas it knows.
+    pub registry: Arc<Registry>,
+    /// The lookups.
+    pub lookups: Arc<Warm>,
+    /// The enriched topic.
+    pub enriched: Arc<dyn Publisher>,
+    /// The dead-letter topic.
+    pub dead_letters: Arc<dyn Publisher>,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// The function, with the window in which rows of concurrent pushes meet.
+pub struct Enricher {
+    deps: Deps,
+    config: Config,
+    packer: Window<String, Part, Result<(), PublishError>>,
+}
+
+/// Rows of one type from one push: NDJSON without a last line end.
+struct Part {
+    plan: Arc<Plan>,
+    rows: usize,
+    data: Vec<u8>,
+}
+
+impl Enricher {
+    /// Starts the function; inside a tokio runtime.
+    pub fn new(deps: Deps, config: Config) -> Self {
+        let topic = Arc::clone(&deps.enriched);
+        let packer = Window::spawn(config.pack, move |_, parts: Vec<Part>| {
+            let topic = Arc::clone(&topic);
+            async move {
+                let count = parts.len();
+                let answer = publish_one(topic.as_ref(), pack(parts)).await.map(drop);
+                vec![answer; count]
+            }
+        });
+        Self { deps, config, packer }
+    }
+
+    /// Handles the body of one push. It answers only after every event in it is on a topic.
+    pub async fn push(&self, body: &[u8]) -> Answer {
+        let now = self.deps.clock.now();
+        let push = match Push::parse(body) {
+            Ok(push) => push,
+            Err(problem) => {
+                let origin = Origin { stage: STAGE, identity: &[body], failed_at: now, ..Origin::default() };
+                let letter = DeadLetter::new(&origin, Reason::from(&problem), body);
+                return self.settle(BTreeMap::new(), vec![letter]).await;
+            }
+        };
+        let tables = self.deps.lookups.tables().await;
+        match self.enrich(&push, &tables, now) {
+            Ok((parts, letters)) => self.settle(parts, letters).await,
+            Err(try_again) => Answer::TryAgain(try_again),
+        }
+    }
+
+    /// Splits a push into rows by type and dead letters; the error is a push that a newer version may understand.
+    fn enrich(
+        &self,
+        push: &Push,
+        tables: &Tables,
+        now: Micros,
+    ) -> Result<(BTreeMap<String, Vec<Part>>, Vec<DeadLetter>), String> {
+        let received_at = received_at(push).unwrap_or(now);
+        let mut letters = Vec::new();
+        let mut parts: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+        let whole = |reason: Reason| {
+            let identity: &[&[u8]] = &[push.subscription.as_bytes(), push.message_id.as_bytes()];
+            let event_type = push.attributes.get("event_type").map(String::as_str);
+            let received_at = Some(received_at);
+            let origin =
+                Origin { stage: STAGE, event_type, identity, received_at, failed_at: now, ..Origin::default() };
+            DeadLetter::new(&origin, reason, &push.data)
+        };
+        let named = match self.named_type(push) {
+            Ok(named) => named,
+            Err(Refused::Newer(name)) => return Err(format!("event type {name} is not known to this version")),
+            Err(Refused::Never(reason)) => return Ok((parts, vec![whole(reason)])),
+        };
+        let mut row = Row::default();
+        for (number, line) in push.lines() {
+            let plan = match named {
+                Some(plan) => plan,
+                None => match self.deps.registry.streaming(event::type_in_body(&self.deps.registry, line)) {
+                    Some(plan) => plan,
+                    None => return Err("there is no clickstream schema".into()),
+                },
+            };
+            let number = number.to_string();
+            let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
+            match decode_event(plan, line, now, &mut row) {
+                Ok(()) => {
+                    tables.enrich(plan, &mut row);
+                    anonymise_row(self.config.anonymise, plan, &mut row);
+                    set_system_columns(plan, received_at, &identity, &mut row);
+                    let of_type = parts.entry(plan.event_type.clone()).or_default();
+                    append(of_type, plan, &row, self.config.pack.rows, self.config.pack.bytes);
+                }
+                Err(reason) => {
+                    // The id that the row would have had, so that a replay has it too.
+                    let given = plan.system.and_then(|system| row.text(system.event_id));
+                    let event_id = given.map_or_else(|| event::derived_id(&identity), str::to_string);
+                    let origin = Origin {
+                        stage: STAGE,
+                        event_type: Some(&plan.event_type),
+                        event_id: Some(&event_id),
+                        identity: &identity,
+                        received_at: Some(received_at),
+                        failed_at: now,
+                        attempts: 1,
+                    };
+                    letters.push(DeadLetter::new(&origin, reason, line));
+                }
+            }
+        }
+        if parts.is_empty() && letters.is_empty() {
+            letters.push(whole(Reason { code: Code::BadJson, detail: "the message holds no event".into() }));
+        }
+        Ok((parts, letters))
+    }
+
+    /// The schema that the message's attribute names.
+    fn named_type(&self, push: &Push) -> Result<Option<&Arc<Plan>>, Refused> {
+        let Some(name) = push.attributes.get("event_type") else { return Ok(None) };
+        if let Some(plan) = self.deps.registry.streaming(name) {
+            return Ok(Some(plan));
+        }
+        let never = |code, detail: &str| Refused::Never(Reason { code, detail: detail.to_string() });
+        if self.deps.registry.get(name).is_some() {
+            return Err(never(Code::TypeNotAllowed, "events of this type do not come over a stream"));
+        }
+        if !event::is_event_type(name) {
+            return Err(never(Code::UnknownType, "the attribute event_type could name no schema"));
+        }
+        Err(Refused::Newer(name.clone()))
+    }
+
+    async fn settle(&self, parts: BTreeMap<String, Vec<Part>>, letters: Vec<DeadLetter>) -> Answer {
+        let rows = join_all(parts.into_values().flatten().map(|part| self.submit(part)));
+        let rows = async { rows.await.into_iter().collect::<Result<(), String>>() };
+        let letters = async {
+            if letters.is_empty() {
+                return Ok(());
+            }
+            for letter in &letters {
+                tracing::info!(reason = %letter.reason, stage = STAGE, id = letter.dead_letter_id, "dead letter");
+            }
+            let messages = letters.iter().map(DeadLetter::to_message).collect();
+            let answers = self.deps.dead_letters.publish(messages).await;
+            answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|error| error.to_string()))
+        };
+        try_join(rows, letters).await.map(drop).into()
+    }
+
+    async fn submit(&self, part: Part) -> Result<(), String> {
+        let (key, rows, bytes) = (part.plan.event_type.clone(), part.rows, part.data.len() + 1);
+        let answer = self.packer.submit(key, rows, bytes, part).await;
+        answer.map_err(|closed| closed.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+/// Decodes one event; the error is why it can never be a row.
+fn decode_event<'a>(plan: &Plan, line: &'a [u8], now: Micros, row: &mut Row<'a>) -> Result<(), Reason> {
+    decode::event(plan, line, now, row).map_err(|problem| Reason::from(&problem))?;
+    reason_of(&row.problems).map_or(Ok(()), Err)
+}
+
+fn set_system_columns(plan: &Plan, received_at: Micros, identity: &[&[u8]], row: &mut Row<'_>) {
+    let Some(system) = plan.system else { return };
+    if row.text(system.event_id).is_none() {
+        row.set(system.event_id, Value::Text(event::derived_id(identity).into()));
+    }
+    row.set(system.received_at, Value::Timestamp(received_at));
+    row.set(system.schema_version, Value::Text(plan.version.clone().into()));
+}
+
+enum Refused {
+    /// A type that a newer version may know.
+    Newer(String),
+    /// A type that no version takes from a stream.
+    Never(Reason),
+}
+
+/// The publisher's clock, else the topic's.
+fn received_at(push: &Push) -> Option<Micros> {
+    let said = push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok());
+    said.or(push.published_at)
+}
+
+/// Adds a row to the last part of its type, or to a new one where that is full.
+fn append(parts: &mut Vec<Part>, plan: &Arc<Plan>, row: &Row<'_>, max_rows: usize, max_bytes: usize) {
+    let is_full = |part: &Part| part.rows >= max_rows || part.data.len() >= max_bytes;
+    if parts.last().is_none_or(is_full) {
+        parts.push(Part { plan: Arc::clone(plan), rows: 0, data: Vec::new() });
+    }
+    let Some(part) = parts.last_mut() else { return };
+    let before = part.data.len();
+    if part.rows > 0 {
+        part.data.push(b'\n');
+    }
+    encode::object(&plan.columns, &row.values, &mut part.data);
+    if part.rows > 0 && part.data.len() > max_bytes {
+        let line = part.data.split_off(before + 1);
+        part.data.truncate(before);
+        parts.push(Part { plan: Arc::clone(plan), rows: 1, data: line });
+    } else {
+        part.rows += 1;
+    }
+}
+
+/// One message of the enriched topic from the parts of a window.
+fn pack(parts: Vec<Part>) -> Message {
+    let rows: usize = parts.iter().map(|part| part.rows).sum();
+    let mut attributes = Attributes::from([("rows".to_string(), rows.to_string())]);
+    if let Some(part) = parts.first() {
+        attributes.insert("event_type".into(), part.plan.event_type.clone());
+        attributes.insert("schema_version".into(), part.plan.version.clone());
+    }
+    let mut data = Vec::with_capacity(parts.iter().map(|part| part.data.len() + 1).sum());
+    for part in parts {
+        if !data.is_empty() {
+            data.push(b'\n');
+        }
+        data.extend_from_slice(&part.data);
+    }
+    Message { data: Bytes::from(data), attributes }
+}

@@ -1,0 +1,13 @@
+// Reading the local report's API, which a hosted page does not have.
+
+const TIMEOUT_MS = 10_000;
+
+/** The JSON at `path`; null where there is no such thing; throws where the server cannot be reached or fails. */
+export async function readJson(path) {
+  const response = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT_MS) });
+  // Object stores and CDNs answer 403, or a page of their own, for what does not exist.
+  if (response.status === 404 || response.status === 403) return null;
+  if (!response.ok) throw new Error(`${path} answered ${response.status}`);
+  const isJson = response.headers.get('content-type')?.includes('json');
+  return isJson ? response.json() : null;
+}

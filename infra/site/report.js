@@ -1,0 +1,113 @@
+// The live report: counts, latency, events per second and per city, the last rows.
+
+import { createRateChart } from './chart.js';
+import { readJson } from './http.js';
+import { el, eventText, formatCount, formatMs, formatSecond, formatTime } from './text.js';
+
+const POLL_MS = 2000;
+
+const $ = (id) => document.getElementById(id);
+
+export function startReport({ setConnection }) {
+  const chart = createRateChart({ container: $('rate'), readout: $('rate-readout'), empty: $('rate-empty') });
+  let marked = null;
+  let timer = null;
+  let lastAnswer = null;
+  let inFlight = false;
+
+  async function poll() {
+    clearTimeout(timer);
+    if (inFlight || document.hidden) return;
+    inFlight = true;
+    try {
+      const report = await readJson('/api/report');
+      if (report === null) return stop();
+      show(report, chart, marked);
+      lastAnswer = Date.now();
+      setConnection('live');
+      showStale(null);
+    } catch {
+      setConnection('unreachable');
+      showStale(lastAnswer ? `Not reachable. Showing the report of ${formatSecond(lastAnswer / 1000)} UTC.`
+        : 'Not reachable. Trying again every 2 seconds.');
+    } finally {
+      inFlight = false;
+    }
+    timer = setTimeout(poll, POLL_MS);
+  }
+
+  function stop() {
+    document.removeEventListener('visibilitychange', poll);
+    $('report').hidden = true;
+    $('report-elsewhere').hidden = false;
+    setConnection('hosted');
+  }
+
+  document.addEventListener('visibilitychange', poll);
+  poll();
+  return { mark: (eventId) => { marked = eventId; } };
+}
+
+function showStale(text) {
+  $('report').hidden = false;
+  $('stale').hidden = text === null;
+  if ($('stale').textContent !== (text ?? '')) $('stale').textContent = text ?? '';
+}
+
+function show(report, chart, marked) {
+  const { counts = {}, latency_ms: latency } = report;
+  $('landed').textContent = formatCount(counts.landed);
+  $('dead-lettered').textContent = formatCount(counts.dead_lettered);
+  $('dead-lettered').classList.toggle('is-bad', counts.dead_lettered > 0);
+  $('duplicates').textContent = formatCount(counts.duplicates);
+  $('p50').textContent = formatMs(latency?.p50 ?? NaN);
+  $('p99').textContent = formatMs(latency?.p99 ?? NaN);
+  $('samples').textContent = latency?.samples
+    ? `Latency from received to queryable, over the last ${formatCount(latency.samples)} events`
+    : 'Latency from received to queryable: no events yet';
+
+  chart.update(report.now, report.events_per_second ?? []);
+  showCities(report.events_per_city ?? []);
+  showRows(report.last_rows ?? [], String(report.now).slice(0, 10), marked);
+}
+
+function showCities(cities) {
+  const most = Math.max(1, ...cities.map(({ events }) => events));
+  $('cities-empty').hidden = cities.length > 0;
+  $('cities').replaceChildren(...cities.map(({ country, city, events }) => {
+    const bar = el('span', { class: 'city-bar', 'aria-hidden': 'true' });
+    bar.style.setProperty('--share', events / most);
+    return el('li', {},
+      el('span', { class: 'city-place' },
+        eventText('span', city ?? 'Unknown', { className: 'city-name' }),
+        eventText('span', country, { limit: 20, className: 'city-country' })),
+      el('span', { class: 'city-events' }, formatCount(events)),
+      bar);
+  }));
+}
+
+function showRows(rows, today, marked) {
+  // A reader who is copying an event id keeps the selection.
+  const selection = getSelection();
+  if (!selection.isCollapsed && $('rows').contains(selection.anchorNode)) return;
+
+  $('rows-empty').hidden = rows.length > 0;
+  $('rows-scroll').hidden = rows.length === 0;
+  $('rows').replaceChildren(...rows.map((row) =>
+    el('tr', { class: row.event_id === marked ? 'is-mine' : null },
+      timeCell(row.event_timestamp, today),
+      eventText('td', row.event_name),
+      eventText('td', row.user_id),
+      eventText('td', row.page_url, { className: 'wide' }),
+      eventText('td', [row.city, row.country].filter(Boolean).join(', ')),
+      timeCell(row.received_at, today),
+      timeCell(row.loaded_at, today),
+      eventText('td', row.event_id, { className: 'id' }))));
+}
+
+function timeCell(value, today) {
+  if (!value) return eventText('td', null);
+  const cell = eventText('td', formatTime(value, today), { className: 'time' });
+  cell.title = eventText('span', value).textContent;
+  return cell;
+}
