@@ -53,6 +53,18 @@ pub async fn publish_one(publisher: &dyn Publisher, message: Message) -> Result<
         .unwrap_or_else(|| Err(PublishError { topic: String::new(), reason: "the publisher answered nothing".into() }))
 }
 
+/// Publishes all messages; the ids come back in their order. The first message that was not acknowledged is the error,
+/// and a topic that answers too little has acknowledged nothing of the rest.
+pub async fn publish_all(publisher: &dyn Publisher, messages: Vec<Message>) -> Result<Vec<String>, PublishError> {
+    let expected = messages.len();
+    let ids = publisher.publish(messages).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if ids.len() < expected {
+        let reason = format!("{} of {expected} messages were answered", ids.len());
+        return Err(PublishError { topic: String::new(), reason });
+    }
+    Ok(ids)
+}
+
 /// A topic in memory, for tests and measurements: keeps what it is given, fails while told to.
 #[derive(Debug, Default)]
 pub struct MemoryTopic {

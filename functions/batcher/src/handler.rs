@@ -8,7 +8,7 @@ use futures::future::join_all;
 use shared::clock::{Clock, Micros};
 use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
-use shared::publish::{Attributes, Message, Publisher, publish_one};
+use shared::publish::{Attributes, Message, Publisher, publish_all, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{self, Value};
 use shared::schema::{DEAD_LETTER, Plan, Registry};
@@ -206,8 +206,8 @@ impl Batcher {
         for letter in &letters {
             tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
         }
-        let answers = self.deps.dead_letters.publish(letters.iter().map(DeadLetter::to_message).collect()).await;
-        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|error| error.to_string()))
+        let messages = letters.iter().map(DeadLetter::to_message).collect();
+        publish_all(self.deps.dead_letters.as_ref(), messages).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// The schema of a pack; the error is a reason why it can never be used, or none where a newer version may know it.
@@ -261,7 +261,7 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
             Err(problem) => Some(Reason::from(&problem)),
         };
         if let Some(reason) = fault {
-            let event_id = plan.system.and_then(|system| row.text(system.event_id));
+            let event_id = plan.system.and_then(|system| row.text(system.event_id)).filter(|id| event::is_event_id(id));
             let origin = Origin { event_id, identity: &identity, ..origin("batcher", push, now, Some(plan)) };
             letters.push(DeadLetter::new(&origin, reason, line));
             continue;

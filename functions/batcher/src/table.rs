@@ -41,10 +41,18 @@ impl Hash for Target {
     }
 }
 
-/// Claimed rows of one push: the keys under which they are claimed, and their bytes.
+/// Claimed rows of one push: the keys under which they are claimed, and their bytes. Claims that are dropped before
+/// they are settled (a sink that panics, a window that is gone) are given back, so that no duplicate waits for ever.
 struct Claimed {
+    recent: Arc<Recent>,
     keys: Vec<u128>,
     rows: Vec<Bytes>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.recent.settle(&self.keys, &vec![Outcome::Retry("the append was given up".into()); self.keys.len()]);
+    }
 }
 
 /// The way into the warehouse.
@@ -106,7 +114,7 @@ impl Tables {
     async fn append_once(&self, plan: &Arc<Plan>, rows: &[Row], wanted: &[usize]) -> Vec<Outcome> {
         let mut outcomes = vec![Outcome::Done; wanted.len()];
         let mut mine = Vec::new();
-        let mut claimed = Claimed { keys: Vec::new(), rows: Vec::new() };
+        let mut claimed = Claimed { recent: Arc::clone(&self.recent), keys: Vec::new(), rows: Vec::new() };
         let mut twins: HashMap<usize, usize> = HashMap::new();
         let mut theirs = Vec::new();
         let mut own_ids: HashMap<&str, usize> = HashMap::new();
@@ -158,7 +166,7 @@ impl Tables {
 /// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
 async fn append(
     plan: Arc<Plan>,
-    pushes: Vec<Claimed>,
+    mut pushes: Vec<Claimed>,
     sink: Arc<dyn Sink>,
     clock: Clock,
     recent: Arc<Recent>,
@@ -170,6 +178,7 @@ async fn append(
     // A sink that answers too little has vouched for nothing of the rest.
     outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
     recent.settle(&keys, &outcomes);
+    pushes.iter_mut().for_each(|push| push.keys.clear());
     let mut rest = outcomes.into_iter();
     pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
 }

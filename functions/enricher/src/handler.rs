@@ -10,7 +10,7 @@ use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
 use shared::enrich::address::anonymise_row;
 use shared::enrich::{Tables, Warm};
-use shared::publish::{Attributes, Message, PublishError, Publisher, publish_one};
+use shared::publish::{Attributes, Message, PublishError, Publisher, publish_all, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{Row, Value};
 use shared::schema::{Plan, Registry};
@@ -128,6 +128,7 @@ impl Enricher {
                 Err(reason) => {
                     // The id that the row would have had, so that a replay has it too.
                     let given = plan.system.and_then(|system| row.text(system.event_id));
+                    let given = given.filter(|id| event::is_event_id(id));
                     let event_id = given.map_or_else(|| event::derived_id(&identity), str::to_string);
                     let origin = Origin {
                         stage: STAGE,
@@ -175,8 +176,7 @@ impl Enricher {
                 tracing::info!(reason = %letter.reason, stage = STAGE, id = letter.dead_letter_id, "dead letter");
             }
             let messages = letters.iter().map(DeadLetter::to_message).collect();
-            let answers = self.deps.dead_letters.publish(messages).await;
-            answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|error| error.to_string()))
+            publish_all(self.deps.dead_letters.as_ref(), messages).await.map(drop).map_err(|error| error.to_string())
         };
         try_join(rows, letters).await.map(drop).into()
     }

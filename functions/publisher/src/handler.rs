@@ -10,7 +10,7 @@ use shared::decode::time::timestamp_text;
 use shared::decode::{self, Code, Problem};
 use shared::enrich::ENRICHMENTS;
 use shared::enrich::address::{Anonymise, anonymise};
-use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, Publisher};
+use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, Publisher, publish_all};
 use shared::row::Row;
 use shared::schema::{DEFAULT_TYPE, Ingest, Mode, Plan, Registry};
 use shared::{encode, event};
@@ -218,15 +218,16 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
     if messages.is_empty() {
         return Ok(receipt);
     }
-    let answers = deps.topic.publish(messages).await;
-    let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
-    if let Some(error) = failed.first() {
-        tracing::warn!(error = %error, failed = failed.len(), events = ready.len(), "publish not acknowledged");
-        let events = ready.into_iter().map(|event| Minted { index: event.index, event_id: event.event_id }).collect();
-        return Err(Refusal::Unreachable { events });
-    }
+    let message_ids = match publish_all(deps.topic.as_ref(), messages).await {
+        Ok(message_ids) => message_ids,
+        Err(error) => {
+            tracing::warn!(%error, events = ready.len(), "publish not acknowledged");
+            let minted = |event: Ready<'_>| Minted { index: event.index, event_id: event.event_id };
+            return Err(Refusal::Unreachable { events: ready.into_iter().map(minted).collect() });
+        }
+    };
     for (event, owner) in ready.into_iter().zip(owners) {
-        let message_id = answers.get(owner).and_then(|answer| answer.as_ref().ok()).cloned().unwrap_or_default();
+        let message_id = message_ids.get(owner).cloned().unwrap_or_default();
         let Ready { index, event_id, problems, .. } = event;
         receipt.accepted.push(Accepted { index, event_id, message_id, problems });
     }
@@ -244,9 +245,11 @@ fn prepare<'d, 'a>(
 ) -> Result<Ready<'d>, Problem> {
     let (plan, unknown_type) = plan_of(&deps.registry, event)?;
     decode::event(plan, event.as_bytes(), now, row)?;
-    if let Some(at) = row.problems.iter().position(|problem| problem.code == Code::BadEventId) {
-        return Err(row.problems.swap_remove(at));
+    if row.problems.iter().any(|problem| problem.column.as_deref() == Some("event_id")) {
+        return Err(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM));
     }
+    let without_time = missing_time(plan, row);
+    let address = missing_address(deps, plan, row, client);
     let mut problems = std::mem::take(&mut row.problems);
     problems.extend(unknown_type);
 
@@ -257,10 +260,10 @@ fn prepare<'d, 'a>(
         line.add("event_id", &minted);
         minted
     });
-    if let Some((column, address)) = missing_address(deps, plan, row, client) {
+    if let Some((column, address)) = address {
         line.add(column, &address);
     }
-    if let Some(column) = missing_time(plan, row) {
+    if let Some(column) = without_time {
         line.add(column, &timestamp_text(now));
         problems.retain(|problem| problem.column.as_deref() != Some(column));
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));

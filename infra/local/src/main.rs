@@ -1,1 +1,64 @@
-fn main() {}
+//! `contextflow`: the whole pipeline in one process, and the operator's commands.
+
+mod bus;
+mod commands;
+mod dev;
+mod error;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::{enrich, generate, query, schema};
+use error::Failure;
+
+/// Clickstream from a button to a table: run the pipeline, feed it, ask it.
+#[derive(Parser)]
+#[command(name = "contextflow", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged to standard error, in the form of `RUST_LOG`
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn,contextflow=info", value_name = "FILTER")]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole pipeline on this machine
+    Dev(dev::Args),
+    /// Make synthetic events and send them to an address or into a file
+    Generate(generate::Args),
+    /// Decode, validate and enrich NDJSON: the enricher as a filter
+    Enrich(enrich::Args),
+    /// Ask the local warehouse in SQL
+    Query(query::Args),
+    /// List, check and print schemas
+    Schema(schema::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    shared::telemetry::init(&cli.log);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("contextflow: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Enrich(args) => enrich::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Dev(args) => on_runtime(dev::run(args)),
+        Command::Generate(args) => on_runtime(generate::run(args)),
+        Command::Query(args) => on_runtime(query::run(args)),
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::work(format!("failed to start the runtime: {error}")))?.block_on(work)
+}

@@ -110,6 +110,7 @@ impl<'a> Members<'_, 'a> {
         values: &mut [Value<'a>],
     ) -> Result<(), JsonError> {
         self.scanner.open()?;
+        let faults_before = self.problems.len();
         let mut first = true;
         while let Some(key) = self.scanner.key(first)? {
             first = false;
@@ -121,6 +122,9 @@ impl<'a> Members<'_, 'a> {
                 continue;
             };
             let path = Path { parent: Some(path), name: &column.name };
+            if self.problems.len() > faults_before {
+                self.forget(faults_before, &path);
+            }
             *value =
                 if column.mode == Mode::Repeated { self.array(column, &path)? } else { self.value(column, &path)? };
         }
@@ -195,6 +199,17 @@ impl<'a> Members<'_, 'a> {
             }
         }
         Ok(Value::Record(values))
+    }
+
+    /// The value of a key that comes again replaces the one before, and so do its faults. Those of other elements of an
+    /// array have the same path and stand before `from`.
+    #[cold]
+    fn forget(&mut self, from: usize, path: &Path<'_>) {
+        let path = path.text();
+        let is_inside =
+            |column: &str| column.strip_prefix(&*path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let later = self.problems.split_off(from);
+        self.problems.extend(later.into_iter().filter(|known| !known.column.as_deref().is_some_and(is_inside)));
     }
 
     #[cold]

@@ -1,0 +1,53 @@
+//! The operator's commands, one file each.
+
+pub mod enrich;
+pub mod generate;
+mod parquet;
+pub mod query;
+pub mod schema;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use shared::schema::{Plan, Registry};
+
+use crate::error::Failure;
+
+/// The schema that `name` stands for: a type that is built in, or a file.
+pub fn plan(name: &str) -> Result<Arc<Plan>, Failure> {
+    let mut registry = registry(None)?;
+    if let Some(plan) = registry.get(name) {
+        return Ok(Arc::clone(plan));
+    }
+    if !Path::new(name).exists() {
+        let known: Vec<_> = registry.plans().map(|plan| plan.event_type.as_str()).collect();
+        let known = known.join(", ");
+        return Err(Failure::usage(format!("no schema `{name}`: neither a file nor one of {known}")));
+    }
+    let text = std::fs::read_to_string(name).map_err(|error| Failure::usage(format!("schema file {name}: {error}")))?;
+    // A file that changes a built-in type stands in its place.
+    registry = Registry::default();
+    registry.add(name, &text).map_err(Failure::usage)
+}
+
+/// The built-in schemas and those of a folder.
+pub fn registry(folder: Option<&Path>) -> Result<Registry, Failure> {
+    match folder {
+        Some(folder) => Registry::with_folder(folder),
+        None => Registry::built_in(),
+    }
+    .map_err(Failure::usage)
+}
+
+/// A bar on a terminal, nothing elsewhere.
+pub fn progress(length: Option<u64>, template: &str) -> ProgressBar {
+    let bar = match length {
+        Some(length) => ProgressBar::new(length),
+        None => ProgressBar::new_spinner(),
+    };
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

@@ -1,0 +1,260 @@
+//! `contextflow dev`: the whole pipeline in one process, the functions wired to an embedded bus, a folder as bucket and
+//! a Delta Lake folder as warehouse.
+
+mod latency;
+mod report;
+mod site;
+mod trace;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use batcher::{Batcher, Bucket};
+use enricher::Enricher;
+use object_store::local::LocalFileSystem;
+use publisher::ClientAddress;
+use shared::clock::{Clock, SECOND};
+use shared::enrich::address::Anonymise;
+use shared::enrich::{Source, Warm, geo};
+use shared::publish::Publisher;
+use shared::schema::Registry;
+use shared::sink::Sink;
+use shared::sink::delta::{DeltaSink, Warehouse};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, Config as BusConfig, Subscription};
+use crate::commands::generate;
+use crate::error::Failure;
+use report::Report;
+use trace::{TracedSink, TracedTopic, Traces};
+
+/// How old a lookup may be before its source is looked at again.
+const LOOKUP_AGE_SECONDS: i64 = 5;
+/// How long the end may take: what is on its way lands, the rest stays on the bus for the next start.
+const DRAIN: Duration = Duration::from_secs(5);
+
+const RAW: &str = "clickstream-raw-topic";
+const ENRICHED: &str = "clickstream-enriched-topic";
+const DEAD_LETTER: &str = "clickstream-dead-letter-topic";
+
+/// Arguments of `contextflow dev`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Port on 127.0.0.1
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Where events in flight, the bucket and the warehouse are kept
+    #[arg(long, default_value = "./.contextflow", value_name = "FOLDER")]
+    data_dir: PathBuf,
+    /// Keep nothing: use a temporary folder that goes with the process
+    #[arg(long, conflicts_with = "data_dir")]
+    ephemeral: bool,
+    /// Generate events meanwhile, this many a second
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    /// A lookup table in place of the built-in one; it is read again when it changes
+    #[arg(long, env = "GEO_URI", value_name = "CSV")]
+    geo: Option<PathBuf>,
+    /// A folder of further schema files
+    #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
+    schemas: Option<PathBuf>,
+    /// What becomes of client addresses: off, truncate or drop
+    #[arg(long, env = "IP_ANONYMISE", default_value = "off", value_name = "POLICY")]
+    ip_anonymise: Anonymise,
+}
+
+/// Runs the command until Ctrl-C or SIGTERM.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    // Each push under way has two ends in this process.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+    let temporary = if args.ephemeral { Some(tempfile::tempdir().map_err(Failure::usage)?) } else { None };
+    let folder = temporary.as_ref().map_or(args.data_dir.as_path(), |folder| folder.path());
+    let registry = Arc::new(crate::commands::registry(args.schemas.as_deref())?);
+    let clock = Clock::system();
+    let lookups = lookups(args.geo.as_deref(), &clock).await?;
+    let listener = listen(args.port).await?;
+    let address = listener.local_addr().map_err(Failure::work)?;
+    let pipeline = Pipeline::open(folder, &registry, lookups, args.ip_anonymise, &clock)?;
+
+    let stop = CancellationToken::new();
+    let server = axum::serve(listener, pipeline.router().into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    let server = tokio::spawn(server.into_future());
+    pipeline.bus.start(&format!("http://{address}")).map_err(Failure::work)?;
+    eprintln!("contextflow is on http://{address} with its data in {}; Ctrl-C ends it", folder.display());
+    let generator =
+        args.rate.map(|rate| tokio::spawn(generate::endless(format!("http://{address}"), rate, stop.clone())));
+
+    ended().await;
+    eprintln!("ending: what is on its way lands first");
+    if let Some(generator) = generator {
+        generator.abort();
+    }
+    pipeline.end().await;
+    stop.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    eprintln!("{}", pipeline.summary().await);
+    Ok(())
+}
+
+async fn ended() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
+        return drop(tokio::signal::ctrl_c().await);
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+}
+
+async fn listen(port: u16) -> Result<TcpListener, Failure> {
+    TcpListener::bind(("127.0.0.1", port)).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::usage(format!("port {port} is taken; give another with --port N")),
+        _ => Failure::usage(format!("port {port} on 127.0.0.1: {error}")),
+    })
+}
+
+async fn lookups(geo: Option<&Path>, clock: &Clock) -> Result<Arc<Warm>, Failure> {
+    let mut sources = Vec::new();
+    if let Some(path) = geo {
+        let fault = |error: String| Failure::usage(format!("--geo {}: {error}", path.display()));
+        let full = std::fs::canonicalize(path).map_err(|error| fault(error.to_string()))?;
+        let object = object_store::path::Path::from_absolute_path(&full).map_err(|error| fault(error.to_string()))?;
+        let store = Arc::new(LocalFileSystem::new());
+        sources.push(Source { enrichment: geo::GEO.name, store, path: object, uri: path.display().to_string() });
+    }
+    let warm = Warm::load(sources, clock.clone(), LOOKUP_AGE_SECONDS * SECOND).await;
+    warm.map(Arc::new).map_err(Failure::usage)
+}
+
+/// The functions with everything behind them.
+struct Pipeline {
+    bus: Bus,
+    publisher: Arc<publisher::Deps>,
+    enricher: Arc<Enricher>,
+    batcher: Arc<Batcher>,
+    report: Arc<Report>,
+    traces: Arc<Traces>,
+}
+
+impl Pipeline {
+    fn open(
+        folder: &Path,
+        registry: &Arc<Registry>,
+        lookups: Arc<Warm>,
+        anonymise: Anonymise,
+        clock: &Clock,
+    ) -> Result<Self, Failure> {
+        let fault = |what: &str, error: &dyn std::fmt::Display| {
+            Failure::usage(format!(
+                "{what} in {}: {error}; give a folder that can be written with --data-dir",
+                folder.display()
+            ))
+        };
+        let bucket_folder = folder.join("bucket");
+        std::fs::create_dir_all(&bucket_folder).map_err(|error| fault("failed to make the data folder", &error))?;
+        let store = LocalFileSystem::new_with_prefix(&bucket_folder)
+            .map_err(|error| fault("failed to open the bucket", &error))?;
+        let bucket_uri = format!("file://{}", std::fs::canonicalize(&bucket_folder).unwrap_or(bucket_folder).display());
+        let bucket = Bucket { store: Arc::new(store), prefix: object_store::path::Path::default(), uri: bucket_uri };
+        let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
+            .map_err(|error| fault("failed to open the bus", &error))?;
+        let warehouse_folder = folder.join("warehouse");
+        let sink = DeltaSink::open(&warehouse_folder, clock.clone())
+            .map_err(|error| fault("failed to open the warehouse", &error))?;
+        let warehouse = Warehouse::open(&warehouse_folder, registry)
+            .map_err(|error| fault("failed to open the warehouse", &error))?;
+
+        let traces = Arc::new(Traces::new(clock.clone()));
+        let topic = |name: &str| -> Arc<dyn Publisher> {
+            Arc::new(TracedTopic::new(Arc::new(bus.publisher(name)), name, Arc::clone(&traces)))
+        };
+        let sink: Arc<dyn Sink> = Arc::new(TracedSink::new(Arc::new(sink), Arc::clone(&traces)));
+        let publisher =
+            publisher::Deps { registry: Arc::clone(registry), topic: topic(RAW), clock: clock.clone(), anonymise };
+        let enricher_deps = enricher::Deps {
+            registry: Arc::clone(registry),
+            lookups,
+            enriched: topic(ENRICHED),
+            dead_letters: topic(DEAD_LETTER),
+            clock: clock.clone(),
+        };
+        let enricher = Enricher::new(enricher_deps, enricher::Config { anonymise, ..enricher::Config::default() });
+        let batcher_deps = batcher::Deps {
+            registry: Arc::clone(registry),
+            sink,
+            bucket: Some(bucket),
+            enriched: topic(ENRICHED),
+            dead_letters: topic(DEAD_LETTER),
+            clock: clock.clone(),
+        };
+        let batcher = Batcher::new(batcher_deps, &batcher::Config::default());
+        let report = Report::new(warehouse, registry, Arc::clone(&traces), clock.clone());
+        Ok(Self {
+            bus,
+            publisher: Arc::new(publisher),
+            enricher: Arc::new(enricher),
+            batcher: Arc::new(batcher),
+            report: Arc::new(report),
+            traces,
+        })
+    }
+
+    fn router(&self) -> Router {
+        Router::new()
+            .merge(publisher::router(Arc::clone(&self.publisher)))
+            .layer(middleware::from_fn(client_address))
+            .nest("/enricher", enricher::router(Arc::clone(&self.enricher)))
+            .nest("/batcher", batcher::router(Arc::clone(&self.batcher)))
+            .merge(report::router(Arc::clone(&self.report)))
+            .merge(trace::router(Arc::clone(&self.traces)))
+            .merge(site::router())
+    }
+
+    /// Lets what is on its way land, for a bounded time.
+    async fn end(&self) {
+        self.batcher.hurry();
+        if !self.bus.drain(DRAIN).await {
+            eprintln!("not everything has landed yet; the rest is on disk and goes on at the next start");
+        }
+        self.bus.stop(Duration::from_secs(1)).await;
+    }
+
+    async fn summary(&self) -> String {
+        self.report.summary().await
+    }
+}
+
+/// The topics and the four subscriptions of the drawing.
+fn topology() -> BusConfig {
+    let push = |name: &str, topic: &str, path: &str, max_outstanding| Subscription {
+        max_outstanding,
+        dead_letter_topic: (topic != DEAD_LETTER).then(|| DEAD_LETTER.to_string()),
+        ..Subscription::new(name, topic, path)
+    };
+    let subscriptions = vec![
+        push("clickstream-raw-sub", RAW, "/enricher", 256),
+        push("clickstream-enriched-sub", ENRICHED, "/batcher", 256),
+        // The archive answers once a window of ten seconds has closed.
+        push("clickstream-archive-sub", ENRICHED, "/batcher/archive", 1_000),
+        push("clickstream-dead-letter-sub", DEAD_LETTER, "/batcher/dead-letter", 256),
+    ];
+    let topics = [RAW, ENRICHED, DEAD_LETTER].map(str::to_string).to_vec();
+    BusConfig { topics, subscriptions, ..BusConfig::default() }
+}
+
+/// Hands the socket's address on as the client's.
+async fn client_address(ConnectInfo(address): ConnectInfo<SocketAddr>, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(ClientAddress(address.ip()));
+    next.run(request).await
+}

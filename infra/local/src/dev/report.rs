@@ -1,0 +1,126 @@
+//! What the page shows: figures asked of the warehouse itself, so that they are what `contextflow query` says.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
+use shared::clock::Clock;
+use shared::decode::time::timestamp_text;
+use shared::schema::{DEAD_LETTER, Registry};
+use shared::sink::delta::Warehouse;
+use tokio::sync::Mutex;
+
+use super::trace::Traces;
+use crate::commands::query::rows_of;
+
+/// A report is at least this old before a new one is made, and ten times the time that one takes.
+const MIN_AGE: Duration = Duration::from_secs(1);
+const PER_SECOND: &str = "SELECT CAST(date_trunc('second', received_at) AS VARCHAR) AS second, count(*) AS events \
+    FROM contextflow.clickstream_events WHERE received_at >= now() - INTERVAL '120 seconds' GROUP BY 1 ORDER BY 1";
+const PER_CITY: &str = "SELECT country, city, CAST(sum(events) AS BIGINT) AS events FROM contextflow.v_events_per_city \
+    GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 15";
+const LAST_ROWS: &str = "SELECT event_id, event_timestamp, event_name, user_id, page_url, country, city, received_at, \
+    loaded_at FROM contextflow.clickstream_events ORDER BY received_at DESC LIMIT 20";
+
+/// Makes reports, one at a time.
+pub struct Report {
+    warehouse: Warehouse,
+    counts: String,
+    traces: Arc<Traces>,
+    clock: Clock,
+    last: Mutex<Option<Made>>,
+}
+
+struct Made {
+    at: Instant,
+    took: Duration,
+    report: Value,
+}
+
+impl Report {
+    /// Reports on the tables of `registry`.
+    pub fn new(warehouse: Warehouse, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
+        Self { warehouse, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
+    }
+
+    async fn current(&self) -> Value {
+        let mut last = self.last.lock().await;
+        if let Some(made) = last.as_ref()
+            && made.at.elapsed() < MIN_AGE.max(made.took * 10)
+        {
+            return made.report.clone();
+        }
+        let started = Instant::now();
+        let report = self.make().await;
+        *last = Some(Made { at: Instant::now(), took: started.elapsed(), report: report.clone() });
+        report
+    }
+
+    async fn make(&self) -> Value {
+        json!({
+            "now": timestamp_text(self.clock.now()),
+            "counts": self.rows(&self.counts).await.into_iter().next().map_or(Value::Null, Value::Object),
+            "latency_ms": self.traces.received_to_queryable.percentiles(),
+            "events_per_second": self.rows(PER_SECOND).await,
+            "events_per_city": self.rows(PER_CITY).await,
+            "last_rows": self.rows(LAST_ROWS).await,
+        })
+    }
+
+    async fn rows(&self, sql: &str) -> Vec<Map<String, Value>> {
+        let answer = self.warehouse.sql(sql).await.map_err(|error| error.to_string());
+        match answer.and_then(|batches| rows_of(&batches).map_err(|error| error.to_string())) {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::warn!(error, "report query failed");
+                Vec::new()
+            }
+        }
+    }
+
+    /// One line for the end.
+    pub async fn summary(&self) -> String {
+        let counts = self.rows(&self.counts).await.into_iter().next().unwrap_or_default();
+        let count = |name: &str| counts.get(name).cloned().unwrap_or_default();
+        let latency = self.traces.received_to_queryable.percentiles();
+        let millis = |value: Option<usize>| value.map_or("-".to_string(), |value| format!("{value} ms"));
+        format!(
+            "{} landed, {} dead letters, {} duplicates in all; this run {} rows, received to queryable p50 {}, p99 {}",
+            count("landed"),
+            count("dead_lettered"),
+            count("duplicates"),
+            latency.samples,
+            millis(latency.p50),
+            millis(latency.p99),
+        )
+    }
+}
+
+/// Landed (deduplicated) and duplicate rows over all streaming tables, and dead letters.
+fn counts_query(registry: &Registry) -> String {
+    let mut rows = Vec::new();
+    let mut distinct = Vec::new();
+    let mut dead = "0".to_string();
+    for plan in registry.plans() {
+        let table = plan.table.full_name();
+        let view = format!("{}.v_{}", plan.table.dataset, plan.table.name);
+        if plan.event_type == DEAD_LETTER {
+            dead = format!("(SELECT count(*) FROM {view})");
+        } else if plan.system.is_some() {
+            rows.push(format!("(SELECT count(*) FROM {table})"));
+            distinct.push(format!("(SELECT count(*) FROM {view})"));
+        }
+    }
+    let (rows, distinct) = (rows.join(" + "), distinct.join(" + "));
+    format!("SELECT {distinct} AS landed, {dead} AS dead_lettered, ({rows}) - ({distinct}) AS duplicates")
+}
+
+/// `GET /api/report`.
+pub fn router(report: Arc<Report>) -> Router {
+    Router::new()
+        .route("/api/report", get(async |State(report): State<Arc<Report>>| Json(report.current().await)))
+        .with_state(report)
+}

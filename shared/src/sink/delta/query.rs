@@ -1,0 +1,210 @@
+//! The warehouse as SQL: every table of the registry, its deduplicated view, and a report.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use deltalake::arrow::array::RecordBatch;
+use deltalake::datafusion::catalog::{
+    CatalogProvider as _, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
+    TableProvider,
+};
+use deltalake::datafusion::datasource::ViewTable;
+use deltalake::datafusion::error::{DataFusionError, Result as QueryResult};
+use deltalake::datafusion::execution::context::SQLOptions;
+use deltalake::datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use deltalake::datafusion::execution::{SessionState, SessionStateBuilder};
+use deltalake::datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::dedup::Deduplicated;
+use super::source::Source;
+use crate::schema::Registry;
+
+const CATALOG: &str = "warehouse";
+/// The schema that unqualified names are looked up in.
+const BY_NAME: &str = "public";
+/// Bytes that one warehouse's queries hold at most before they spill or fail.
+const MEMORY: usize = 2 * 1024 * 1024 * 1024;
+/// Queries share the machine with the pipeline.
+const THREADS: usize = 2;
+
+/// Reports over several tables, as `CREATE VIEW` would have them: name, what it reads, query.
+const REPORTS: [(&str, &str, &str, &str); 1] = [(
+    "contextflow",
+    "v_events_per_city",
+    "v_clickstream_events",
+    "SELECT CAST(event_timestamp AS DATE) AS event_date, country, city, event_name, count(*) AS events \
+     FROM contextflow.v_clickstream_events \
+     WHERE event_timestamp >= now() - INTERVAL '7 days' \
+     GROUP BY CAST(event_timestamp AS DATE), country, city, event_name",
+)];
+
+/// Why a query has no answer; one line.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The query is at fault.
+    #[error("{0}")]
+    Query(String),
+    /// The warehouse is at fault.
+    #[error("the warehouse cannot be read: {0}")]
+    Warehouse(String),
+}
+
+/// Reads the tables of one folder, whether or not anyone writes them.
+///
+/// Tables are visible as `dataset.table` and, where no other dataset has the name, as `table`. A table that is not on
+/// disk yet is empty. `dataset.v_table` shows the rows with an identity once each. Keep one for many queries: it
+/// remembers what it has read of the logs and reads only what is new.
+pub struct Warehouse {
+    sources: Vec<Source>,
+    base: Arc<SessionState>,
+}
+
+type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
+
+impl Warehouse {
+    /// The tables of `registry` in the folder `root`; nothing is read yet.
+    pub fn open(root: &Path, registry: &Registry) -> Result<Self, QueryError> {
+        let root = std::path::absolute(root).map_err(|error| QueryError::Warehouse(error.to_string()))?;
+        let runtime = RuntimeEnvBuilder::new().with_memory_limit(MEMORY, 1.0).build_arc().map_err(query_error)?;
+        let config = SessionConfig::new()
+            .with_target_partitions(THREADS)
+            .with_default_catalog_and_schema(CATALOG, BY_NAME)
+            .with_create_default_catalog_and_schema(false)
+            .with_information_schema(true)
+            // Plain `Utf8` for whoever turns results into something else.
+            .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
+            .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
+            .set_bool("datafusion.execution.parquet.pushdown_filters", true);
+        let base =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+        let sources = registry.plans().map(|plan| Source::new(&root, plan)).collect();
+        Ok(Self { sources, base: Arc::new(base) })
+    }
+
+    /// A session over the newest version of every table; it keeps to these versions.
+    pub async fn session(&self) -> Result<SessionContext, QueryError> {
+        let mut datasets: BTreeMap<&str, Tables> = BTreeMap::new();
+        for source in &self.sources {
+            let table = &source.plan.table;
+            let shown = source.newest(&self.base).await.map_err(|error| {
+                QueryError::Warehouse(format!("table {}: {}", table.full_name(), one_line(&error.to_string())))
+            })?;
+            let dataset = datasets.entry(&table.dataset).or_default();
+            if let Some(view) = Deduplicated::new(Arc::clone(&shown), &source.plan) {
+                dataset.insert(format!("v_{}", table.name), Arc::new(view));
+            }
+            dataset.insert(table.name.clone(), shown);
+        }
+        let context = self.context(&datasets).map_err(query_error)?;
+        for (dataset, name, reads, query) in REPORTS {
+            let Some(tables) = datasets.get_mut(dataset).filter(|tables| tables.contains_key(reads)) else { continue };
+            let plan = context.state().create_logical_plan(query).await.map_err(query_error)?;
+            tables.insert(name.into(), Arc::new(ViewTable::new(plan, Some(query.into()))));
+        }
+        self.context(&datasets).map_err(query_error)
+    }
+
+    /// Runs one query; statements that change anything are refused.
+    pub async fn sql(&self, query: &str) -> Result<Vec<RecordBatch>, QueryError> {
+        let session = self.session().await?;
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let state = session.state();
+        let statement = state.sql_to_statement(query, &state.config_options().sql_parser.dialect);
+        let statement = statement.map_err(query_error)?;
+        for reference in state.resolve_table_references(&statement).map_err(query_error)? {
+            let known = match state.schema_for_ref(reference.clone()) {
+                Ok(schema) => schema.table_exist(reference.table()),
+                Err(_) => false,
+            };
+            if !known {
+                let names = table_names(&session).join(", ");
+                return Err(QueryError::Query(format!("there is no table {reference}; there are: {names}")));
+            }
+        }
+        let plan = state.statement_to_plan(statement).await.map_err(query_error)?;
+        if let Err(error) = options.verify_plan(&plan) {
+            return Err(QueryError::Query(format!("only queries are answered here ({})", message(&error))));
+        }
+        let frame = session.execute_logical_plan(plan).await.map_err(query_error)?;
+        frame.collect().await.map_err(query_error)
+    }
+
+    fn context(&self, datasets: &BTreeMap<&str, Tables>) -> QueryResult<SessionContext> {
+        let catalog = Arc::new(MemoryCatalogProvider::new());
+        let mut by_name: BTreeMap<String, Option<Arc<dyn TableProvider>>> = BTreeMap::new();
+        for (dataset, tables) in datasets {
+            let schema = Arc::new(MemorySchemaProvider::new());
+            for (name, table) in tables {
+                schema.register_table(name.clone(), Arc::clone(table))?;
+                by_name
+                    .entry(name.clone())
+                    .and_modify(|unique| *unique = None)
+                    .or_insert_with(|| Some(Arc::clone(table)));
+            }
+            catalog.register_schema(dataset, schema)?;
+        }
+        let by_name = by_name.into_iter().filter_map(|(name, table)| Some((name, table?))).collect();
+        catalog.register_schema(BY_NAME, Arc::new(ByName(by_name)))?;
+        let catalogs = Arc::new(MemoryCatalogProviderList::new());
+        let state = SessionStateBuilder::new_from_existing(self.base.as_ref().clone()).with_catalog_list(catalogs);
+        let context = SessionContext::new_with_state(state.build());
+        context.register_catalog(CATALOG, catalog);
+        Ok(context)
+    }
+}
+
+/// Tables whose names need no dataset; found, but not listed a second time.
+#[derive(Debug)]
+struct ByName(Tables);
+
+#[async_trait]
+impl SchemaProvider for ByName {
+    fn table_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn table(&self, name: &str) -> QueryResult<Option<Arc<dyn TableProvider>>> {
+        Ok(self.0.get(name).cloned())
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+}
+
+fn table_names(session: &SessionContext) -> Vec<String> {
+    let Some(catalog) = session.catalog(CATALOG) else { return Vec::new() };
+    let mut names = Vec::new();
+    for dataset in catalog.schema_names() {
+        let tables = catalog.schema(&dataset).map(|schema| schema.table_names()).unwrap_or_default();
+        names.extend(tables.into_iter().map(|table| format!("{dataset}.{table}")));
+    }
+    names.sort();
+    names
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
+fn query_error(error: DataFusionError) -> QueryError {
+    match error.find_root() {
+        DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ParquetError(_) => {
+            QueryError::Warehouse(message(&error))
+        }
+        _ => QueryError::Query(message(&error)),
+    }
+}
+
+/// The cause alone, on one line.
+fn message(error: &DataFusionError) -> String {
+    let root = error.find_root();
+    let text = match root {
+        DataFusionError::SQL(error, _) => error.to_string(),
+        other => other.message().into_owned(),
+    };
+    one_line(text.split(DataFusionError::BACK_TRACE_SEP).next().unwrap_or_default())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
