@@ -104,13 +104,14 @@ impl Batcher {
             Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
         };
         let (read, mut letters) = read_rows(plan, &push, now);
-        let rows: Vec<Row> = read.into_iter().map(|read| read.row).collect();
+        let (rows, received): (Vec<Row>, Vec<Option<Micros>>) =
+            read.into_iter().map(|read| (read.row, read.received_at)).unzip();
         let outcomes = self.tables.append(plan, &rows).await;
 
         let mut waiting = Vec::new();
         let mut landed = 0;
         let mut last_reason = String::new();
-        for (row, outcome) in rows.iter().zip(outcomes) {
+        for ((row, received_at), outcome) in rows.iter().zip(received).zip(outcomes) {
             match outcome {
                 Outcome::Done => landed += 1,
                 Outcome::Retry(reason) => {
@@ -119,8 +120,9 @@ impl Batcher {
                 }
                 Outcome::Poison(reason) => {
                     let identity: &[&[u8]] = &[plan.event_type.as_bytes(), row.id.as_bytes()];
-                    let origin =
-                        Origin { event_id: Some(&row.id), identity, ..origin("warehouse", &push, now, Some(plan)) };
+                    let known = origin("warehouse", &push, now, Some(plan));
+                    let received_at = received_at.or(known.received_at);
+                    let origin = Origin { event_id: Some(&row.id), identity, received_at, ..known };
                     letters.push(DeadLetter::new(&origin, reason, &row.json));
                 }
             }
@@ -262,7 +264,10 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         };
         if let Some(reason) = fault {
             let event_id = plan.system.and_then(|system| row.text(system.event_id)).filter(|id| event::is_event_id(id));
-            let origin = Origin { event_id, identity: &identity, ..origin("batcher", push, now, Some(plan)) };
+            let known = origin("batcher", push, now, Some(plan));
+            let received_at = plan.system.and_then(|system| row.values.get(system.received_at)?.partition_time());
+            let received_at = received_at.or(known.received_at);
+            let origin = Origin { event_id, identity: &identity, received_at, ..known };
             letters.push(DeadLetter::new(&origin, reason, line));
             continue;
         }

@@ -178,7 +178,9 @@ async fn append(
     // A sink that answers too little has vouched for nothing of the rest.
     outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
     recent.settle(&keys, &outcomes);
-    pushes.iter_mut().for_each(|push| push.keys.clear());
+    for push in &mut pushes {
+        push.keys.clear();
+    }
     let mut rest = outcomes.into_iter();
     pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
 }

@@ -103,11 +103,15 @@ type Fault = (String, String);
 
 /// Compiles the text of a schema file; `file` is its name for error messages.
 pub fn compile(file: &str, text: &str) -> Result<Plan, SchemaError> {
-    let parsed: SchemaFile = serde_json::from_str(text).map_err(|error| SchemaError {
+    let refuse = |field: &str, reason: &serde_json::Error| SchemaError {
         file: file.into(),
-        field: "the file".into(),
-        reason: error.to_string(),
-    })?;
+        field: if field == "." { "the file".into() } else { field.into() },
+        reason: reason.to_string(),
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed: SchemaFile = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| refuse(&error.path().to_string(), error.inner()))?;
+    json.end().map_err(|error| refuse(".", &error))?;
     build(parsed).map_err(|(field, reason)| SchemaError { file: file.into(), field, reason })
 }
 
