@@ -70,12 +70,11 @@ pub fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<Option<Cow<'a, st
         first = false;
         let wanted = key.text().is_some_and(|key| names.contains(&key.as_ref()));
         if wanted {
-            found = match scanner.next_kind()? {
-                Next::String => scanner.string()?.text(),
-                _ => {
-                    scanner.skip()?;
-                    None
-                }
+            found = if scanner.next_kind()? == Next::String {
+                scanner.string()?.text()
+            } else {
+                scanner.skip()?;
+                None
             };
         } else {
             scanner.skip()?;

@@ -85,17 +85,17 @@ impl Push {
         #[derive(Serialize)]
         struct Body<'a> {
             subscription: &'a str,
-            message: Message<'a>,
+            message: Inner<'a>,
         }
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
-        struct Message<'a> {
+        struct Inner<'a> {
             data: String,
             attributes: &'a Attributes,
             message_id: &'a str,
             publish_time: String,
         }
-        let message = Message {
+        let message = Inner {
             data: base64_simd::STANDARD.encode_to_string(&self.data),
             attributes: &self.attributes,
             message_id: &self.message_id,

@@ -104,7 +104,9 @@ async fn gather<K, T, R, F, Fut>(
             item = items.recv() => item,
             Ok(()) = in_hurry.changed() => {
                 wait = Duration::ZERO;
-                open.values_mut().for_each(|window| window.due = Instant::now());
+                for window in open.values_mut() {
+                    window.due = Instant::now();
+                }
                 continue;
             }
             () = sleep_until(due) => {
@@ -215,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn in_a_hurry_nothing_waits() {
-        let (window, _) = window(Limits { wait: Duration::from_secs(3_600), ..limits(100, 100) });
+        let (window, _) = window(Limits { wait: Duration::from_hours(1), ..limits(100, 100) });
         let (first, ()) = futures::join!(window.submit(1, 1, 1, 1), async { window.hurry() });
         assert_eq!((first, window.submit(1, 1, 1, 2).await), (Ok(10), Ok(20)));
     }

@@ -42,7 +42,7 @@ pub fn text(bytes: &[u8]) -> String {
 /// Where a part that a test needs lies. Without it the test is skipped with a line that says how to get it; in CI it
 /// fails.
 pub fn part(program: &str, package: &str) -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let paths = environment("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file());
     if found.is_none() {
         skip(&format!("{program} is missing; Debian's package {package} has it (apt-get install {package})"));
@@ -50,9 +50,14 @@ pub fn part(program: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
+#[expect(clippy::disallowed_methods, reason = "the tests' own environment: where programs lie, and whether this is CI")]
+fn environment(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
 /// Says why a test is skipped; in CI it fails.
 pub fn skip(reason: &str) {
-    assert!(std::env::var_os("CONTEXTFLOW_CI").is_none(), "not to be skipped in CI: {reason}");
+    assert!(environment("CONTEXTFLOW_CI").is_none(), "not to be skipped in CI: {reason}");
     eprintln!("skipped: {reason}");
 }
 
@@ -175,5 +180,5 @@ impl Drop for Dev {
 
 fn spawn(mut command: Command, port: u16, folder: &Path, arguments: &Vec<String>) -> Child {
     command.arg("dev").arg("--port").arg(port.to_string()).arg("--data-dir").arg(folder).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the binary starts")
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
 }

@@ -5,13 +5,11 @@ use std::path::Path;
 /// The big list of naughty strings where it lies beside the project, else a sample of the same kinds.
 pub fn naughty_strings() -> Vec<String> {
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/corpora/blns.json");
-    match std::fs::read(&list) {
-        Ok(json) => serde_json::from_slice(&json).expect("the list is a JSON array of strings"),
-        Err(_) => {
-            eprintln!("{} is not there: a sample stands for it", list.display());
-            SAMPLE.iter().map(ToString::to_string).collect()
-        }
-    }
+    let Ok(json) = std::fs::read(&list) else {
+        eprintln!("{} is not there: a sample stands for it", list.display());
+        return SAMPLE.iter().map(ToString::to_string).collect();
+    };
+    serde_json::from_slice(&json).expect("the list is a JSON array of strings")
 }
 
 const SAMPLE: [&str; 16] = [

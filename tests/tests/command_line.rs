@@ -1,5 +1,7 @@
 //! The commands as a user types them: results, wrong flags, broken files.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test may stop it")]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -52,7 +54,10 @@ fn enrich_names_the_line_of_what_it_cannot_use() {
     assert_eq!(summary, expected);
     let letters = std::fs::read_to_string(letters).unwrap();
     let letters: Vec<Value> = letters.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let found: Vec<_> = letters.iter().map(|letter| (letter["line"].clone(), letter["reason"].clone(), letter["raw"].clone())).collect();
+    let found: Vec<_> = letters
+        .iter()
+        .map(|letter| (letter["line"].clone(), letter["reason"].clone(), letter["raw"].clone()))
+        .collect();
     assert_eq!(found[0], (json!(3), json!("bad_json"), json!("{\"broken")));
     assert_eq!(found[1], (json!(5), json!("not_an_object"), json!("null")));
     assert_eq!(found[2].1, "bad_json");
@@ -68,7 +73,8 @@ fn enrich_fails_when_nothing_could_be_used() {
 fn enrich_writes_parquet() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("rows.parquet");
-    let output = enrich(format!("{GOOD}\n{GOOD}\n").as_bytes(), &["--to", "parquet", "--out", &out.display().to_string()]);
+    let output =
+        enrich(format!("{GOOD}\n{GOOD}\n").as_bytes(), &["--to", "parquet", "--out", &out.display().to_string()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let bytes = std::fs::read(out).unwrap();
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
@@ -82,7 +88,8 @@ fn the_same_seed_makes_the_same_visits() {
         let summary = json_of(["generate", "--count", "50", "--seed", seed, "--to", &path, "--json"]);
         assert_eq!((&summary["sent"], &summary["accepted"], &summary["failed"]), (&json!(50), &json!(50), &json!(0)));
         let lines = std::fs::read_to_string(path).unwrap();
-        let field = |event: &Value, names: [&str; 2]| names.iter().find_map(|name| event[name].as_str().map(str::to_string));
+        let field =
+            |event: &Value, names: [&str; 2]| names.iter().find_map(|name| event[name].as_str().map(str::to_string));
         let users = lines.lines().map(|line| field(&serde_json::from_str(line).unwrap(), ["user_id", "userId"]));
         users.collect::<Vec<_>>()
     };
@@ -97,16 +104,26 @@ fn schemas_are_listed_checked_and_printed() {
     let ddl = run(["schema", "ddl", "clickstream"]);
     assert!(text(&ddl.stdout).contains("PARTITION BY DATE(`event_timestamp`)\nCLUSTER BY `event_name`, `country`"));
     let json = json_of(["schema", "ddl", "order", "--json"]);
-    assert_eq!(json[4]["fields"][3], json!({"name": "price", "type": "NUMERIC", "mode": "NULLABLE", "description": "Price of one"}));
+    assert_eq!(
+        json[4]["fields"][3],
+        json!({"name": "price", "type": "NUMERIC", "mode": "NULLABLE", "description": "Price of one"})
+    );
 
     let folder = tempfile::tempdir().unwrap();
     let broken = folder.path().join("broken.json").display().to_string();
-    std::fs::write(&broken, r#"{"event_type":"x","version":"1-0-0","ingest":"public","table":{"dataset":"d","name":"t"},
-        "columns":[{"name":"a","type":"TEXT"}]}"#).unwrap();
+    std::fs::write(
+        &broken,
+        r#"{"event_type":"x","version":"1-0-0","ingest":"public","table":{"dataset":"d","name":"t"},
+        "columns":[{"name":"a","type":"TEXT"}]}"#,
+    )
+    .unwrap();
     let check = run(["schema", "check", &broken]);
     assert_eq!(check.status.code(), Some(2));
     let error = text(&check.stderr);
-    assert!(error.contains(&broken) && error.contains("columns.a") && error.contains("`TEXT` is not supported"), "{error}");
+    assert!(
+        error.contains(&broken) && error.contains("columns.a") && error.contains("`TEXT` is not supported"),
+        "{error}"
+    );
 }
 
 #[test]

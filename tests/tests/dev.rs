@@ -29,8 +29,14 @@ fn one_event_goes_from_the_button_to_sql() {
     assert!(!columns.contains(&"_partition_date".to_string()), "{columns:?}");
 
     let trace = dev.get(&format!("/api/trace/{id}"));
-    let stages: Vec<_> = trace["stages"].as_array().map(|stages| stages.iter().map(|stage| stage["stage"].clone()).collect()).unwrap_or_default();
-    assert_eq!((trace["status"].as_str(), stages), (Some("landed"), vec![json!("received"), json!("published"), json!("enriched"), json!("landed")]));
+    let stages: Vec<_> = trace["stages"]
+        .as_array()
+        .map(|stages| stages.iter().map(|stage| stage["stage"].clone()).collect())
+        .unwrap_or_default();
+    assert_eq!(
+        (trace["status"].as_str(), stages),
+        (Some("landed"), vec![json!("received"), json!("published"), json!("enriched"), json!("landed")])
+    );
     assert_eq!(trace["row"]["event_id"], **id);
 
     assert_eq!(dev.query("SELECT count(*) AS n FROM v_events_per_city"), [json!({"n": 1})]);
@@ -44,9 +50,10 @@ fn the_report_says_what_query_says() {
     let event = json!({"event_id": "twin", "event_name": "click", "event_timestamp": 1_790_000_000});
     let poison = json!({"event_id": "poison", "event_timestamp": "1970-01-01T00:00:00Z"});
     dev.publish(Some(&json!([event, poison, {"event_name": "view"}])));
-    dev.wait_for("SELECT (SELECT count(*) FROM clickstream_events) AS rows, (SELECT count(*) FROM dead_letters) AS dead", |rows| {
-        rows == [json!({"rows": 2, "dead": 1})]
-    });
+    dev.wait_for(
+        "SELECT (SELECT count(*) FROM clickstream_events) AS rows, (SELECT count(*) FROM dead_letters) AS dead",
+        |rows| rows == [json!({"rows": 2, "dead": 1})],
+    );
     // The same event after the batcher has forgotten it: it lands again, and the view shows it once.
     let mut dev = dev;
     dev.interrupt();
@@ -80,8 +87,14 @@ fn a_new_event_type_is_one_new_file() {
     let event = json!({"event_type": "signup", "at": "2026-11-20T10:00:00+02:00", "planName": "team", "price": 12.5, "tags": ["a", "b"]});
     let (status, _) = dev.publish(Some(&event));
     assert_eq!(status, 200);
-    let rows = dev.wait_for("SELECT at, plan_name, CAST(price AS VARCHAR) AS price, tags FROM growth.signups", |rows| rows.len() == 1);
-    assert_eq!(rows[0], json!({"at": "2026-11-20T08:00:00Z", "plan_name": "team", "price": "12.500000000", "tags": ["a", "b"]}));
+    let rows = dev
+        .wait_for("SELECT at, plan_name, CAST(price AS VARCHAR) AS price, tags FROM growth.signups", |rows| {
+            rows.len() == 1
+        });
+    assert_eq!(
+        rows[0],
+        json!({"at": "2026-11-20T08:00:00Z", "plan_name": "team", "price": "12.500000000", "tags": ["a", "b"]})
+    );
 }
 
 #[test]
@@ -100,9 +113,11 @@ fn no_acknowledged_event_is_lost_by_kill_9() {
 
     let accepted: BTreeSet<String> = std::fs::read_to_string(&accepted).unwrap().lines().map(str::to_string).collect();
     assert_eq!(accepted.len(), 4_500);
-    let landed = dev.wait_for("SELECT event_id FROM contextflow.v_clickstream_events", |rows| rows.len() >= accepted.len());
+    let landed =
+        dev.wait_for("SELECT event_id FROM contextflow.v_clickstream_events", |rows| rows.len() >= accepted.len());
     assert_eq!(landed.len(), accepted.len(), "once in the view");
-    let landed: BTreeSet<String> = landed.iter().map(|row| row["event_id"].as_str().unwrap_or_default().to_string()).collect();
+    let landed: BTreeSet<String> =
+        landed.iter().map(|row| row["event_id"].as_str().unwrap_or_default().to_string()).collect();
     assert_eq!(landed, accepted);
 }
 

@@ -98,7 +98,7 @@ impl Bucket {
     }
 
     async fn create(&self, name: &str, body: PutPayload) -> Result<String, String> {
-        let path = Path::from_iter(self.prefix.parts().chain(Path::from(name).parts()));
+        let path: Path = self.prefix.parts().chain(Path::from(name).parts()).collect();
         let address = format!("{}/{name}", self.uri.trim_end_matches('/'));
         let options = PutOptions::from(PutMode::Create);
         match self.store.put_opts(&path, body, options).await {

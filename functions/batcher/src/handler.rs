@@ -275,15 +275,14 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         let event_time = plan.table.partition.and_then(|partition| row.values.get(partition.column)?.partition_time());
         let received_at = row.values.get(system.received_at).and_then(Value::partition_time);
         let given = row.text(system.event_id).map(str::to_string);
-        let row = match given {
-            Some(id) => Row { id, json: push.data.slice_ref(line) },
-            None => {
-                let id = event::derived_id(&identity);
-                row.set(system.event_id, Value::Text(id.clone().into()));
-                let mut json = Vec::new();
-                encode::object(&plan.columns, &row.values, &mut json);
-                Row { id, json: json.into() }
-            }
+        let row = if let Some(id) = given {
+            Row { id, json: push.data.slice_ref(line) }
+        } else {
+            let id = event::derived_id(&identity);
+            row.set(system.event_id, Value::Text(id.clone().into()));
+            let mut json = Vec::new();
+            encode::object(&plan.columns, &row.values, &mut json);
+            Row { id, json: json.into() }
         };
         rows.push(Read { row, event_time, received_at });
     }

@@ -50,6 +50,9 @@ struct Part {
     data: Vec<u8>,
 }
 
+/// What a push comes to, by event type.
+type Parts = BTreeMap<String, Vec<Part>>;
+
 impl Enricher {
     /// Starts the function; inside a tokio runtime.
     pub fn new(deps: Deps, config: Config) -> Self {
@@ -73,7 +76,7 @@ impl Enricher {
             Err(problem) => {
                 let origin = Origin { stage: STAGE, identity: &[body], failed_at: now, ..Origin::default() };
                 let letter = DeadLetter::new(&origin, Reason::from(&problem), body);
-                return self.settle(BTreeMap::new(), vec![letter]).await;
+                return self.settle(Parts::new(), vec![letter]).await;
             }
         };
         let tables = self.deps.lookups.tables().await;
@@ -84,15 +87,10 @@ impl Enricher {
     }
 
     /// Splits a push into rows by type and dead letters; the error is a push that a newer version may understand.
-    fn enrich(
-        &self,
-        push: &Push,
-        tables: &Tables,
-        now: Micros,
-    ) -> Result<(BTreeMap<String, Vec<Part>>, Vec<DeadLetter>), String> {
+    fn enrich(&self, push: &Push, tables: &Tables, now: Micros) -> Result<(Parts, Vec<DeadLetter>), String> {
         let received_at = received_at(push).unwrap_or(now);
         let mut letters = Vec::new();
-        let mut parts: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+        let mut parts = Parts::new();
         let whole = |reason: Reason| {
             let identity: &[&[u8]] = &[push.subscription.as_bytes(), push.message_id.as_bytes()];
             let event_type = push.attributes.get("event_type").map(String::as_str);
@@ -165,7 +163,7 @@ impl Enricher {
         Err(Refused::Newer(name.clone()))
     }
 
-    async fn settle(&self, parts: BTreeMap<String, Vec<Part>>, letters: Vec<DeadLetter>) -> Answer {
+    async fn settle(&self, parts: Parts, letters: Vec<DeadLetter>) -> Answer {
         let rows = join_all(parts.into_values().flatten().map(|part| self.submit(part)));
         let rows = async { rows.await.into_iter().collect::<Result<(), String>>() };
         let letters = async {

@@ -187,7 +187,7 @@ fn split_lines(text: &str) -> Vec<Part<'_>> {
 /// The fault with its line and column, both from 1, besides the byte.
 fn position(text: &str, (problem, at): &(Problem, usize)) -> String {
     let before = text.as_bytes().get(..*at).unwrap_or_default();
-    let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+    let line = before.split(|&byte| byte == b'\n').count();
     let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
     format!("{} (line {line}, column {column})", problem.message)
 }

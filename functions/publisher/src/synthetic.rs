@@ -101,8 +101,8 @@ impl Generator {
 
 /// One event of a new visitor, for a request without a body.
 pub fn one(now: Micros) -> String {
-    let [a, b, c, d, e, f, g, h, ..] = event::random_bytes();
-    Generator::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])).next_event(now)
+    let seed = event::random_bytes().iter().fold(0_u64, |seed, &byte| seed << 8 ^ u64::from(byte));
+    Generator::new(seed).next_event(now)
 }
 
 fn pick<'a>(rng: &mut Rng, weighted: &[(&'a str, u32)]) -> &'a str {

@@ -224,7 +224,7 @@ pub fn write_time(micros: Micros, out: &mut Vec<u8>) {
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "one decimal digit")]
+#[expect(clippy::cast_sign_loss, reason = "one decimal digit of a value that is not negative")]
 fn digit(value: i64) -> u8 {
     b'0' + (value % 10) as u8
 }

@@ -22,8 +22,11 @@ pub struct Enrichment {
     /// The table used where no other is configured.
     pub built_in: &'static str,
     /// Reads a table from its source's bytes; the error names the line and what is wrong.
-    pub load: fn(&[u8]) -> Result<Arc<dyn Lookup>, String>,
+    pub load: Load,
 }
+
+/// Reads a table from bytes.
+pub type Load = fn(&[u8]) -> Result<Arc<dyn Lookup>, String>;
 
 /// Every enrichment there is.
 pub static ENRICHMENTS: &[Enrichment] = &[geo::GEO];

@@ -172,6 +172,7 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
 fn two_columns(name: String) -> Fault {
     (format!("columns.{name}"), "two columns would answer to this key (snake_case, camelCase or an alias)".into())
 }

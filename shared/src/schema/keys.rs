@@ -55,7 +55,6 @@ impl KeyTable {
 
 /// Mixes the first eight bytes, the last byte and the length: enough to tell the few keys of a schema apart.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the high half is shifted down and masked by the caller")]
 fn hash(key: &[u8]) -> usize {
     let mut word = 0_u64;
     if let Some(head) = key.first_chunk::<8>() {

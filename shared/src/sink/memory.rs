@@ -8,8 +8,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Batch, Outcome, Sink};
+use crate::dead_letter::{Reason, reason_of};
+use crate::decode;
+use crate::row::Row;
+use crate::schema::Plan;
 
-/// Keeps rows by event type, and fails as often as told to.
+/// Keeps rows by event type as they come, and fails as often as told to.
 #[derive(Debug, Default)]
 pub struct MemorySink {
     tables: Mutex<BTreeMap<String, Vec<Bytes>>>,
@@ -46,11 +50,42 @@ impl Sink for MemorySink {
         if must_fail {
             return vec![Outcome::Retry("the memory sink was told to fail".into()); batch.rows.len()];
         }
-        tables.entry(batch.plan.event_type.clone()).or_default().extend(batch.rows.iter().cloned());
-        vec![Outcome::Done; batch.rows.len()]
+        let table = tables.entry(batch.plan.event_type.clone()).or_default();
+        let append = |line: &Bytes| {
+            if let Some(reason) = fault_of(&batch.plan, line) {
+                return Outcome::Poison(reason);
+            }
+            table.push(line.clone());
+            Outcome::Done
+        };
+        batch.rows.iter().map(append).collect()
     }
 
     async fn ready(&self) -> Result<(), String> {
         Ok(())
+    }
+}
+
+fn fault_of(plan: &Plan, line: &[u8]) -> Option<Reason> {
+    let mut row = Row::default();
+    match decode::row(plan, line, &mut row) {
+        Ok(()) => reason_of(&row.problems),
+        Err(problem) => Some(Reason::from(&problem)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sink::contract;
+
+    #[tokio::test]
+    async fn it_keeps_the_contract() {
+        let sink = Arc::new(MemorySink::default());
+        let tables = Arc::clone(&sink);
+        let read = move |plan: Arc<Plan>| std::future::ready(tables.rows(&plan.event_type));
+        contract::holds(sink, read).await;
     }
 }

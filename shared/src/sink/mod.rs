@@ -1,5 +1,7 @@
 //! The port to a warehouse: what a batcher appends to.
 
+#[cfg(test)]
+pub(crate) mod contract;
 #[cfg(feature = "delta")]
 pub mod delta;
 mod memory;

@@ -43,7 +43,7 @@ pub struct Args {
     /// Where to write it (NDJSON: standard output unless given)
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Write event_id, received_at, loaded_at and schema_version too
+    /// Write the system columns too: `event_id`, `received_at`, `loaded_at` and `schema_version`
     #[arg(long)]
     system_columns: bool,
     /// Where lines that cannot be used go, one JSON object each

@@ -63,7 +63,7 @@ impl Default for Args {
             count: None,
             batch: 10,
             seed: 1,
-            retry_for: Duration::from_secs(60),
+            retry_for: Duration::from_mins(1),
             accepted_ids: None,
             json: false,
         }
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn lengths_of_time() {
-        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("60s"), Ok(Duration::from_mins(1)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));

@@ -199,7 +199,7 @@ impl Pipeline {
             clock: clock.clone(),
         };
         let batcher = Batcher::new(batcher_deps, &batcher::Config::default());
-        let report = Report::new(warehouse, registry, Arc::clone(&traces), clock.clone());
+        let report = Report::new(warehouse, bus.clone(), registry, Arc::clone(&traces), clock.clone());
         Ok(Self {
             bus,
             publisher: Arc::new(publisher),

@@ -14,9 +14,10 @@ use shared::sink::delta::Warehouse;
 use tokio::sync::Mutex;
 
 use super::trace::Traces;
+use crate::bus::Bus;
 use crate::commands::query::rows_of;
 
-/// A report is at least this old before a new one is made, and ten times the time that one takes.
+/// A report is at least this old before a new one is made, and four times the time that one takes.
 const MIN_AGE: Duration = Duration::from_secs(1);
 const PER_SECOND: &str = "SELECT CAST(date_trunc('second', received_at) AS VARCHAR) AS second, count(*) AS events \
     FROM contextflow.clickstream_events WHERE received_at >= now() - INTERVAL '120 seconds' GROUP BY 1 ORDER BY 1";
@@ -28,6 +29,7 @@ const LAST_ROWS: &str = "SELECT event_id, event_timestamp, event_name, user_id, 
 /// Makes reports, one at a time.
 pub struct Report {
     warehouse: Warehouse,
+    bus: Bus,
     counts: String,
     traces: Arc<Traces>,
     clock: Clock,
@@ -42,14 +44,14 @@ struct Made {
 
 impl Report {
     /// Reports on the tables of `registry`.
-    pub fn new(warehouse: Warehouse, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
-        Self { warehouse, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
+    pub fn new(warehouse: Warehouse, bus: Bus, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
+        Self { warehouse, bus, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
     }
 
     async fn current(&self) -> Value {
         let mut last = self.last.lock().await;
         if let Some(made) = last.as_ref()
-            && made.at.elapsed() < MIN_AGE.max(made.took * 10)
+            && made.at.elapsed() < MIN_AGE.max(made.took * 4)
         {
             return made.report.clone();
         }
@@ -67,7 +69,18 @@ impl Report {
             "events_per_second": self.rows(PER_SECOND).await,
             "events_per_city": self.rows(PER_CITY).await,
             "last_rows": self.rows(LAST_ROWS).await,
+            "subscriptions": self.subscriptions(),
         })
+    }
+
+    /// What waits on the bus; a figure of its own process, so it is not asked of the warehouse.
+    fn subscriptions(&self) -> Vec<Value> {
+        let subscriptions = self.bus.stats().subscriptions.into_iter();
+        let one = |stats: crate::bus::SubscriptionStats| {
+            let oldest = stats.oldest_published_at.map(timestamp_text);
+            json!({"name": stats.name, "waiting": stats.waiting, "outstanding": stats.outstanding, "oldest_published_at": oldest})
+        };
+        subscriptions.map(one).collect()
     }
 
     async fn rows(&self, sql: &str) -> Vec<Map<String, Value>> {

@@ -91,13 +91,13 @@ impl Traces {
         let now = self.clock.now();
         for line in lines {
             let Some(id) = member(line, ["event_id", "event_id"]) else { continue };
-            let mut state = self.lock();
-            let Some(trace) = state.traces.get_mut(&id).filter(|trace| trace.status == IN_FLIGHT) else { continue };
+            let mut followed = self.lock();
+            let Some(trace) = followed.traces.get_mut(&id).filter(|trace| trace.status == IN_FLIGHT) else { continue };
             trace.stages.push((stage, now));
             if let Some(status) = ends_as {
                 trace.status = status;
                 trace.row = serde_json::from_slice(line).ok();
-                state.in_flight -= 1;
+                followed.in_flight -= 1;
             }
         }
     }

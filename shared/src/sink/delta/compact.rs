@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
-use deltalake::arrow::compute::concat_batches;
 use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::checkpoints::create_checkpoint;
 use deltalake::kernel::{Action, Add};
@@ -20,8 +19,9 @@ use deltalake::schema::cast_record_batch;
 use tracing::warn;
 
 use super::data_file::{self, Part};
+use super::layout::{Fault, stats_columns};
 use super::log::{self, DataFile, State};
-use super::table::{Fault, Table, blocking, stats_columns};
+use super::table::Table;
 use super::{DeltaError, Options};
 use crate::clock::Micros;
 use crate::schema::Plan;
@@ -48,13 +48,14 @@ struct Layout {
 /// `merge_at` files becomes one file of the next. A row is so rewritten once a class, and a partition holds fewer than
 /// `merge_at` files a class.
 fn next_merge(files: &BTreeMap<Part, Vec<DataFile>>, now: Micros, options: &Options) -> Option<Merge> {
+    let merge_at = options.merge_at.max(2);
     files.iter().find_map(|(part, files)| {
         let small = || files.iter().filter(|file| file.rows < options.full_file_rows && file.bytes < MERGE_BYTES / 2);
         let mut classes: BTreeMap<u32, Vec<&DataFile>> = BTreeMap::new();
         for file in small() {
-            classes.entry(file.rows.max(1).ilog(options.merge_at.max(2) as u64)).or_default().push(file);
+            classes.entry(file.rows.max(1).ilog(merge_at as u64)).or_default().push(file);
         }
-        let full = classes.into_values().find(|class| class.len() >= options.merge_at);
+        let full = classes.into_values().find(|class| class.len() >= merge_at);
         let settled = || {
             let newest = files.iter().map(|file| file.added_at).max()?;
             let all: Vec<_> = small().collect();
@@ -75,40 +76,57 @@ fn affordable(files: Vec<&DataFile>, options: &Options) -> Vec<DataFile> {
     files.into_iter().take_while(fits).cloned().collect()
 }
 
+/// The right to look after a table.
+struct Turn(Arc<Table>);
+
+impl Turn {
+    fn take(table: &Arc<Table>) -> Option<Self> {
+        let is_taken = table.in_care.swap(true, Ordering::AcqRel);
+        (!is_taken).then(|| Self(Arc::clone(table)))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.in_care.store(false, Ordering::Release);
+    }
+}
+
 impl Table {
     /// Starts a task for what is due, unless one is at it.
     pub(super) fn look_after(self: &Arc<Self>) {
-        if self.in_care.swap(true, Ordering::AcqRel) {
-            return;
+        if let Some(turn) = Turn::take(self) {
+            tokio::spawn(async move { turn.0.care().await });
         }
-        let table = Arc::clone(self);
-        tokio::spawn(async move {
-            let done = table.care().await;
-            table.in_care.store(false, Ordering::Release);
-            if let Err(error) = done {
-                // Nothing is lost: the next append looks again.
-                warn!(table = table.name, error = %error, "table left untidy");
-            }
-        });
     }
 
     /// Does what is due and waits for a task that is at it.
     pub(super) async fn settle(self: &Arc<Self>) {
-        while self.in_care.swap(true, Ordering::AcqRel) {
+        loop {
+            if let Some(turn) = Turn::take(self) {
+                return turn.0.care().await;
+            }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        if let Err(error) = self.care().await {
-            warn!(table = self.name, error = %error, "table left untidy");
-        }
-        self.in_care.store(false, Ordering::Release);
     }
 
-    async fn care(&self) -> Result<(), DeltaError> {
-        while let Some((merge, layout)) = self.due_merge().await {
-            self.merge(merge, layout).await?;
+    async fn care(&self) {
+        if let Err(error) = self.tidy().await {
+            // Nothing is lost: the next append looks again.
+            warn!(table = self.name, error = %error, "table left untidy");
         }
-        if let Some(version) = self.due_checkpoint().await {
-            self.checkpoint(version).await?;
+    }
+
+    async fn tidy(&self) -> Result<(), DeltaError> {
+        loop {
+            // First, or merges would put it off for as long as rows pour in.
+            if let Some(version) = self.due_checkpoint().await {
+                self.checkpoint(version).await?;
+            }
+            match self.due_merge().await {
+                Some((merge, layout)) => self.merge(merge, layout).await?,
+                None => break,
+            }
         }
         self.vacuum().await
     }
@@ -122,12 +140,20 @@ impl Table {
 
     async fn merge(&self, merge: Merge, layout: Layout) -> Result<(), DeltaError> {
         let (table, inputs, now) = (self.folder.clone(), merge.clone(), self.clock.now());
-        let add = blocking(move || write_merged(&table, &inputs, &layout, now))
+        let add = self
+            .worker
+            .run(move || write_merged(&table, &inputs, &layout, now))
             .await?
             .map_err(|error| error.into_delta(&self.name))?;
         let removes = merge.files.iter().map(|file| Action::Remove(log::tombstone(merge.part, file, now)));
         let actions = removes.chain([Action::Add(add.clone())]).collect();
-        self.commit("OPTIMIZE", actions, move |state, now| replace(state, &merge, &add, now)).await
+        let inputs = merge.clone();
+        // Another engine may have deleted rows of an input; they are not to come back.
+        let fits = move |state: &State| {
+            let live = state.files.get(&inputs.part);
+            inputs.files.iter().all(|file| live.is_some_and(|live| live.iter().any(|known| known.path == file.path)))
+        };
+        self.commit("OPTIMIZE", actions, fits, move |state, now| replace(state, &merge, &add, now)).await
     }
 
     async fn due_checkpoint(&self) -> Option<u64> {
@@ -138,10 +164,14 @@ impl Table {
 
     /// Sums the log up to `version` up in one file and removes the entries that it covers, once they are old enough.
     async fn checkpoint(&self, version: u64) -> Result<(), DeltaError> {
+        // Before the attempt: one that fails is made again after as many commits, not after each.
+        if let Some(state) = self.slot.lock().await.state.as_mut() {
+            state.since_checkpoint = state.version.saturating_sub(version);
+        }
         let (folder, name) = (self.folder.clone(), self.name.clone());
         let runtime = tokio::runtime::Handle::current();
         // delta-rs writes a checkpoint without yielding.
-        let written = blocking(move || {
+        let written = self.worker.run(move || {
             runtime.block_on(async {
                 let url = deltalake::ensure_table_uri(folder.to_string_lossy())?;
                 let table = deltalake::open_table_with_version(url, version).await?;
@@ -149,11 +179,9 @@ impl Table {
             })
         });
         written.await?.map_err(|error| self.unreadable(error))?;
-        if let Some(state) = self.slot.lock().await.state.as_mut() {
-            state.since_checkpoint = state.version.saturating_sub(version);
-        }
         let (folder, before) = (self.folder.clone(), self.clock.now() - self.options.log_retention);
-        blocking(move || sync_checkpoint(&folder, version).and_then(|()| clean_log(&folder, before)))
+        self.worker
+            .run(move || sync_checkpoint(&folder, version).and_then(|()| clean_log(&folder, before)))
             .await?
             .map_err(|source| DeltaError::Io { place: name, doing: "tidying the log", source })
     }
@@ -164,14 +192,14 @@ impl Table {
         let mut expired = Vec::new();
         if let Some(state) = self.slot.lock().await.state.as_mut() {
             while let Some((_, path)) = state.removed.pop_front_if(|(since, _)| *since < before) {
-                // What looked like a leftover when the table was opened may have been an append under way.
-                if !state.files.values().flatten().any(|file| file.path == path) {
-                    expired.push(self.folder.join(path));
-                }
+                expired.push(self.folder.join(path));
             }
         }
+        if expired.is_empty() {
+            return Ok(());
+        }
         let delete = move || expired.iter().try_for_each(|path: &PathBuf| remove_if_there(path));
-        blocking(delete).await?.map_err(|error| self.io("removing old files", error))
+        self.worker.run(delete).await?.map_err(|error| self.io("removing old files", error))
     }
 }
 
@@ -198,11 +226,9 @@ fn write_merged(table: &Path, merge: &Merge, layout: &Layout, now: Micros) -> Re
     }
     let clustering = plan.table.clustering.iter().filter_map(|&index| plan.columns.get(index));
     let clustering: Vec<_> = clustering.filter_map(|column| schema.index_of(&column.name).ok()).collect();
-    let rows = concat_batches(schema, &batches).map_err(io::Error::other)?;
+    let merged = data_file::merge(merge.part, &batches, &clustering, &stats_columns(plan)).map_err(io::Error::other)?;
     drop(batches);
-    let rows = data_file::sorted(&rows, None, &clustering).map_err(io::Error::other)?;
-    let encoded = data_file::encode(merge.part, &rows, &stats_columns(plan)).map_err(io::Error::other)?;
-    Ok(log::store(table, &encoded, false, now)?)
+    Ok(log::store(table, &merged, false, now)?)
 }
 
 fn replace(state: &mut State, merge: &Merge, add: &Add, now: Micros) {
@@ -232,19 +258,64 @@ fn sync_checkpoint(table: &Path, version: u64) -> io::Result<()> {
 /// Removes log entries and checkpoints older than the newest checkpoint that was there at `before`, so that a reader
 /// of any version since then still finds what it needs.
 fn clean_log(table: &Path, before: Micros) -> io::Result<()> {
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(log::log_folder(table))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else { continue };
-        entries.push((version, name.contains(".checkpoint"), entry.path()));
-    }
     let is_old = |path: &Path| {
         let age = fs::metadata(path).and_then(|file| file.modified()).ok();
         let age = age.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         age.is_some_and(|age| i64::try_from(age.as_micros()).is_ok_and(|micros| micros < before))
     };
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(log::log_folder(table))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) {
+            Some(version) => entries.push((version, name.contains(".checkpoint"), entry.path())),
+            // Of a crash between its writing and its removal.
+            None if name.ends_with(".json.tmp") && is_old(&entry.path()) => remove_if_there(&entry.path())?,
+            None => {}
+        }
+    }
     let checkpoints = entries.iter().filter(|(_, is_checkpoint, path)| *is_checkpoint && is_old(path));
     let Some(keep) = checkpoints.map(|(version, ..)| *version).max() else { return Ok(()) };
     entries.iter().filter(|(version, ..)| *version < keep).try_for_each(|(.., path)| remove_if_there(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_stay_few_and_rows_are_rewritten_a_few_times_only() {
+        let options = Options::default();
+        let part = Part::Date(Some(20_000));
+        let mut files = BTreeMap::from([(part, Vec::new())]);
+        let (mut rewritten, mut most, appends) = (0, 0, 20_000_u64);
+        for append in 0..appends {
+            let file = |rows, bytes| DataFile { path: format!("{append}-{rows}"), rows, bytes, added_at: 0 };
+            files.entry(part).or_default().push(file(275, 16_000));
+            while let Some(merge) = next_merge(&files, 0, &options) {
+                assert!(merge.files.len() >= 2);
+                let rows = merge.files.iter().map(|file| file.rows).sum();
+                let bytes = merge.files.iter().map(|file| file.bytes).sum();
+                let live = files.entry(part).or_default();
+                live.retain(|file| !merge.files.contains(file));
+                live.push(file(rows, bytes));
+                rewritten += rows;
+            }
+            let full = |file: &&DataFile| file.rows < options.full_file_rows;
+            most = most.max(files.values().flatten().filter(full).count());
+        }
+        let rows: u64 = files.values().flatten().map(|file| file.rows).sum();
+        assert_eq!(rows, appends * 275);
+        assert!(most <= 3 * 7 + 1, "{most} small files");
+        assert!(rewritten <= 3 * rows, "each row rewritten {} times", rewritten / rows);
+        assert!(files.values().flatten().count() < 80, "{} files", files.values().flatten().count());
+    }
+
+    #[test]
+    fn what_a_merge_takes_is_bounded() {
+        let options = Options::default();
+        let file = |number: u64| DataFile { path: number.to_string(), rows: 100_000, bytes: 15 << 20, added_at: 0 };
+        let files = BTreeMap::from([(Part::Whole, (0..20).map(file).collect())]);
+        assert_eq!(next_merge(&files, 0, &options).unwrap().files.len(), 2);
+    }
 }

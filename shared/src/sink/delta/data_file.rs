@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use deltalake::arrow::array::{Array, ArrayRef, AsArray, Date32Array, RecordBatch};
 use deltalake::arrow::compute::{self, SortColumn};
-use deltalake::arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
+use deltalake::arrow::datatypes::{DataType, Date32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use deltalake::arrow::error::ArrowError;
 use deltalake::parquet::arrow::ArrowWriter;
 use deltalake::parquet::arrow::arrow_writer::ArrowWriterOptions;
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::errors::ParquetError;
 use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::decode::time;
 
@@ -23,6 +23,8 @@ pub(super) const PARTITION_DATE: &str = "_partition_date";
 const NULL_FOLDER: &str = "__HIVE_DEFAULT_PARTITION__";
 /// Longest minimum and maximum of a text in the statistics, in characters, as Spark has it.
 const STAT_CHARACTERS: usize = 32;
+/// Rows of a piece of a merge.
+const MERGE_ROWS: usize = 16 * 1024;
 
 /// Which partition a file belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,11 +104,7 @@ pub(super) fn partitions(
 }
 
 /// `batch` in the order of `first`, then of the columns `clustering`.
-pub(super) fn sorted(
-    batch: &RecordBatch,
-    first: Option<&ArrayRef>,
-    clustering: &[usize],
-) -> Result<RecordBatch, ArrowError> {
+fn sorted(batch: &RecordBatch, first: Option<&ArrayRef>, clustering: &[usize]) -> Result<RecordBatch, ArrowError> {
     let by = first.into_iter().chain(clustering.iter().map(|&index| batch.column(index)));
     let by: Vec<_> = by.map(|values| SortColumn { values: Arc::clone(values), options: None }).collect();
     if by.is_empty() || batch.num_rows() < 2 {
@@ -118,11 +116,49 @@ pub(super) fn sorted(
 
 /// The Parquet form of one partition's rows with statistics of the columns named in `stats_columns`.
 pub(super) fn encode(part: Part, batch: &RecordBatch, stats_columns: &[String]) -> Result<Encoded, ParquetError> {
+    let mut stats = Stats::new(stats_columns);
+    stats.take(batch);
+    let mut writer = writer(batch.schema())?;
+    writer.write(batch)?;
+    Ok(Encoded { part, rows: batch.num_rows(), bytes: writer.into_inner()?, stats: stats.into_json() })
+}
+
+/// The rows of sorted files of one partition as one, sorted by the columns `clustering`.
+pub(super) fn merge(
+    part: Part,
+    batches: &[RecordBatch],
+    clustering: &[usize],
+    stats_columns: &[String],
+) -> Result<Encoded, ParquetError> {
+    let mut stats = Stats::new(stats_columns);
+    let mut places = Vec::new();
+    for (number, batch) in batches.iter().enumerate() {
+        stats.take(batch);
+        places.extend((0..batch.num_rows()).map(|row| (number, row)));
+    }
+    let keys = |&column: &usize| {
+        let parts: Vec<_> = batches.iter().map(|batch| batch.column(column).as_ref()).collect();
+        Ok(SortColumn { values: compute::concat(&parts)?, options: None })
+    };
+    let keys = clustering.iter().map(keys).collect::<Result<Vec<_>, ArrowError>>()?;
+    if !keys.is_empty() {
+        let order = compute::lexsort_to_indices(&keys, None)?;
+        places = order.values().iter().map(|&index| places[index as usize]).collect();
+    }
+    let schema = batches.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
+    let mut writer = writer(schema)?;
+    let batches: Vec<_> = batches.iter().collect();
+    // In pieces, so that the whole is not held twice.
+    for piece in places.chunks(MERGE_ROWS) {
+        writer.write(&compute::interleave_record_batch(&batches, piece)?)?;
+    }
+    Ok(Encoded { part, rows: places.len(), bytes: writer.into_inner()?, stats: stats.into_json() })
+}
+
+fn writer(schema: SchemaRef) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
     // The table's schema stands in its log, no need to repeat Arrow's in every file.
     let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), batch.schema(), options)?;
-    writer.write(batch)?;
-    Ok(Encoded { part, rows: batch.num_rows(), bytes: writer.into_inner()?, stats: stats(batch, stats_columns) })
+    ArrowWriter::try_new_with_options(Vec::new(), schema, options)
 }
 
 /// How tables are written.
@@ -134,52 +170,104 @@ pub(super) fn properties() -> WriterProperties {
         .build()
 }
 
-/// `stats` of the log: how many rows, and of each column named the smallest and largest value and the nulls.
-fn stats(batch: &RecordBatch, columns: &[String]) -> String {
-    let (mut least, mut most, mut nulls) = (Map::new(), Map::new(), Map::new());
-    for name in columns {
-        let Some(values) = batch.column_by_name(name) else { continue };
-        nulls.insert(name.clone(), values.null_count().into());
-        if let Some((min, max)) = range(values) {
-            least.insert(name.clone(), min);
-            most.insert(name.clone(), max);
-        }
-    }
-    serde_json::json!({"numRecords": batch.num_rows(), "minValues": least, "maxValues": most, "nullCount": nulls})
-        .to_string()
+/// `stats` of the log: how many rows, and of some columns the smallest and largest value and the nulls.
+struct Stats {
+    rows: usize,
+    columns: Vec<(String, Column)>,
 }
 
-/// The smallest and largest value in the log's form; `None` where there is none or the type has no such statistic.
-fn range(values: &ArrayRef) -> Option<(Json, Json)> {
+#[derive(Default)]
+struct Column {
+    nulls: usize,
+    least: Option<Bound>,
+    most: Option<Bound>,
+}
+
+/// A value in its own order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Bound {
+    Text(String),
+    Number(i64),
+    Date(i32),
+    Timestamp(i64),
+    DateTime(i64),
+}
+
+impl Stats {
+    fn new(columns: &[String]) -> Self {
+        Self { rows: 0, columns: columns.iter().map(|name| (name.clone(), Column::default())).collect() }
+    }
+
+    fn take(&mut self, batch: &RecordBatch) {
+        self.rows += batch.num_rows();
+        for (name, column) in &mut self.columns {
+            let Some(values) = batch.column_by_name(name) else { continue };
+            column.nulls += values.null_count();
+            let Some((least, most)) = range(values) else { continue };
+            column.least = [column.least.take(), Some(least)].into_iter().flatten().min();
+            column.most = [column.most.take(), Some(most)].into_iter().flatten().max();
+        }
+    }
+
+    fn into_json(self) -> String {
+        let (mut least, mut most, mut nulls) = (Map::new(), Map::new(), Map::new());
+        for (name, column) in self.columns {
+            if let Some(bound) = column.least {
+                least.insert(name.clone(), bound.into_json(false));
+            }
+            if let Some(bound) = column.most {
+                most.insert(name.clone(), bound.into_json(true));
+            }
+            nulls.insert(name, column.nulls.into());
+        }
+        json!({"numRecords": self.rows, "minValues": least, "maxValues": most, "nullCount": nulls}).to_string()
+    }
+}
+/// The smallest and largest value; `None` where there is none or the type has no such statistic.
+fn range(values: &ArrayRef) -> Option<(Bound, Bound)> {
+    fn both<T>(least: Option<T>, most: Option<T>, bound: impl Fn(T) -> Bound) -> Option<(Bound, Bound)> {
+        Some((bound(least?), bound(most?)))
+    }
     match values.data_type() {
         DataType::Utf8 => {
-            let texts = values.as_string::<i32>();
-            let (min, max) = (compute::min_string(texts)?, compute::max_string(texts)?);
-            Some((min.chars().take(STAT_CHARACTERS).collect::<String>().into(), upper_bound(max)?.into()))
+            let values = values.as_string::<i32>();
+            let text = |text: &str| Bound::Text(text.to_string());
+            both(compute::min_string(values), compute::max_string(values), text)
         }
         DataType::Int64 => {
-            let numbers = values.as_primitive::<Int64Type>();
-            Some((compute::min(numbers)?.into(), compute::max(numbers)?.into()))
+            let values = values.as_primitive::<Int64Type>();
+            both(compute::min(values), compute::max(values), Bound::Number)
         }
         DataType::Date32 => {
-            let days = values.as_primitive::<Date32Type>();
-            Some((date_text(compute::min(days)?).into(), date_text(compute::max(days)?).into()))
+            let values = values.as_primitive::<Date32Type>();
+            both(compute::min(values), compute::max(values), Bound::Date)
         }
         DataType::Timestamp(_, zone) => {
-            let micros = values.as_primitive::<TimestampMicrosecondType>();
-            let text = |micros| {
-                let mut text = Vec::with_capacity(27);
-                let write = if zone.is_some() { time::write_timestamp } else { time::write_date_time };
-                write(micros, &mut text);
-                Json::from(String::from_utf8_lossy(&text))
-            };
-            Some((text(compute::min(micros)?), text(compute::max(micros)?)))
+            let values = values.as_primitive::<TimestampMicrosecondType>();
+            let bound = if zone.is_some() { Bound::Timestamp } else { Bound::DateTime };
+            both(compute::min(values), compute::max(values), bound)
         }
         _ => None,
     }
 }
 
-/// A text that is not less than `max` and not much longer than [`STAT_CHARACTERS`].
+impl Bound {
+    /// The log's form; long texts are cut to one that is not greater, or not less when it is the `most`.
+    fn into_json(self, most: bool) -> Json {
+        let mut time = Vec::with_capacity(27);
+        match self {
+            Self::Text(text) if most => return upper_bound(&text).into(),
+            Self::Text(text) => return text.chars().take(STAT_CHARACTERS).collect::<String>().into(),
+            Self::Number(number) => return number.into(),
+            Self::Date(days) => time::write_date(days, &mut time),
+            Self::Timestamp(micros) => time::write_timestamp(micros, &mut time),
+            Self::DateTime(micros) => time::write_date_time(micros, &mut time),
+        }
+        String::from_utf8_lossy(&time).into()
+    }
+}
+
+/// A text that is not less than `max` and not much longer than [`STAT_CHARACTERS`]; `None` where there is none.
 fn upper_bound(max: &str) -> Option<String> {
     let mut characters = max.chars();
     let mut bound: String = characters.by_ref().take(STAT_CHARACTERS).collect();

@@ -154,6 +154,12 @@ pub(super) fn tombstone(part: Part, file: &DataFile, now: Micros) -> Remove {
     }
 }
 
+/// The version of the newest checkpoint.
+fn last_checkpoint(table: &Path) -> Option<u64> {
+    let hint = fs::read(log_folder(table).join("_last_checkpoint")).ok()?;
+    serde_json::from_slice::<serde_json::Value>(&hint).ok()?.get("version")?.as_u64()
+}
+
 /// Opens a table with delta-rs; `None` where there is none.
 pub(super) async fn open(table: &Path) -> Result<Option<DeltaTable>, DeltaTableError> {
     if !log_folder(table).is_dir() {
@@ -181,6 +187,7 @@ impl State {
         let columns: Vec<_> = all.fields().iter().filter(|field| field.name() != PARTITION_DATE).cloned().collect();
         let mut state = Self::new(snapshot.metadata().clone(), Arc::new(Schema::new(columns)));
         state.version = snapshot.version();
+        state.since_checkpoint = state.version - last_checkpoint(table).unwrap_or(0).min(state.version);
         for view in snapshot.log_data().iter() {
             let file = DataFile {
                 path: view.path().into_owned(),
@@ -201,6 +208,8 @@ impl State {
     /// Takes over a file that the newest version added.
     pub(super) fn add(&mut self, part: Part, add: &Add, rows: u64, added_at: Micros) {
         let bytes = u64::try_from(add.size).unwrap_or(0);
+        // An append that was under way when the log was read again looked like a leftover.
+        self.removed.retain(|(_, path)| *path != add.path);
         self.files.entry(part).or_default().push(DataFile { path: add.path.clone(), rows, bytes, added_at });
     }
 

@@ -12,10 +12,14 @@ pub mod arrow;
 mod compact;
 mod data_file;
 mod dedup;
+mod layout;
 mod log;
 mod query;
 mod source;
 mod table;
+#[cfg(test)]
+mod tests;
+mod worker;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,6 +31,7 @@ use async_trait::async_trait;
 
 pub use self::query::{QueryError, Warehouse};
 use self::table::Table;
+use self::worker::Worker;
 use super::{Batch, Outcome, Sink};
 use crate::clock::{Clock, Micros, SECOND};
 use crate::schema::Plan;
@@ -116,6 +121,7 @@ pub struct DeltaSink {
     clock: Clock,
     options: Options,
     tables: Mutex<HashMap<String, Arc<Table>>>,
+    worker: Arc<Worker>,
     /// Unlocked when it is closed, by a crash too.
     _lock: File,
 }
@@ -144,7 +150,8 @@ impl DeltaSink {
                 return Err(failed("locking the warehouse")(source));
             }
         }
-        Ok(Self { root, clock, options, tables: Mutex::default(), _lock: lock })
+        let worker = Arc::new(Worker::start().map_err(failed("starting a thread"))?);
+        Ok(Self { root, clock, options, tables: Mutex::default(), worker, _lock: lock })
     }
 
     /// Creates the plan's table where it is missing and adds columns that it lacks.
@@ -162,7 +169,9 @@ impl DeltaSink {
 
     fn table(&self, plan: &Plan) -> Arc<Table> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Table::new(&self.root, plan, self.clock.clone(), self.options.clone()));
+        let new = || {
+            Arc::new(Table::new(&self.root, plan, self.clock.clone(), self.options.clone(), Arc::clone(&self.worker)))
+        };
         Arc::clone(tables.entry(plan.table.full_name()).or_insert_with(new))
     }
 }

@@ -16,10 +16,12 @@ use deltalake::datafusion::execution::context::SQLOptions;
 use deltalake::datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use deltalake::datafusion::execution::{SessionState, SessionStateBuilder};
 use deltalake::datafusion::prelude::{SessionConfig, SessionContext};
+use deltalake::datafusion::sql::parser::Statement;
+use deltalake::datafusion::sql::sqlparser::ast;
 
 use super::dedup::Deduplicated;
 use super::source::Source;
-use crate::schema::Registry;
+use crate::schema::{Plan, Registry};
 
 const CATALOG: &str = "warehouse";
 /// The schema that unqualified names are looked up in.
@@ -39,6 +41,8 @@ const REPORTS: [(&str, &str, &str, &str); 1] = [(
      WHERE event_timestamp >= now() - INTERVAL '7 days' \
      GROUP BY CAST(event_timestamp AS DATE), country, city, event_name",
 )];
+
+const ONLY_QUESTIONS: &str = "only questions are answered here: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE, SHOW TABLES";
 
 /// Why a query has no answer; one line.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +70,11 @@ type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
 impl Warehouse {
     /// The tables of `registry` in the folder `root`; nothing is read yet.
     pub fn open(root: &Path, registry: &Registry) -> Result<Self, QueryError> {
+        Self::of(registry.plans(), root)
+    }
+
+    /// The tables of some plans.
+    pub(super) fn of<'p>(plans: impl IntoIterator<Item = &'p Arc<Plan>>, root: &Path) -> Result<Self, QueryError> {
         let root = std::path::absolute(root).map_err(|error| QueryError::Warehouse(error.to_string()))?;
         let runtime = RuntimeEnvBuilder::new().with_memory_limit(MEMORY, 1.0).build_arc().map_err(query_error)?;
         let config = SessionConfig::new()
@@ -79,7 +88,7 @@ impl Warehouse {
             .set_bool("datafusion.execution.parquet.pushdown_filters", true);
         let base =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        let sources = registry.plans().map(|plan| Source::new(&root, plan)).collect();
+        let sources = plans.into_iter().map(|plan| Source::new(&root, plan)).collect();
         Ok(Self { sources, base: Arc::new(base) })
     }
 
@@ -109,23 +118,23 @@ impl Warehouse {
     /// Runs one query; statements that change anything are refused.
     pub async fn sql(&self, query: &str) -> Result<Vec<RecordBatch>, QueryError> {
         let session = self.session().await?;
-        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let state = session.state();
         let statement = state.sql_to_statement(query, &state.config_options().sql_parser.dialect);
         let statement = statement.map_err(query_error)?;
+        if !is_question(&statement) {
+            return Err(QueryError::Query(ONLY_QUESTIONS.into()));
+        }
         for reference in state.resolve_table_references(&statement).map_err(query_error)? {
-            let known = match state.schema_for_ref(reference.clone()) {
-                Ok(schema) => schema.table_exist(reference.table()),
-                Err(_) => false,
-            };
-            if !known {
+            let schema = state.schema_for_ref(reference.clone());
+            if !schema.is_ok_and(|schema| schema.table_exist(reference.table())) {
                 let names = table_names(&session).join(", ");
                 return Err(QueryError::Query(format!("there is no table {reference}; there are: {names}")));
             }
         }
         let plan = state.statement_to_plan(statement).await.map_err(query_error)?;
-        if let Err(error) = options.verify_plan(&plan) {
-            return Err(QueryError::Query(format!("only queries are answered here ({})", message(&error))));
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        if options.verify_plan(&plan).is_err() {
+            return Err(QueryError::Query(ONLY_QUESTIONS.into()));
         }
         let frame = session.execute_logical_plan(plan).await.map_err(query_error)?;
         frame.collect().await.map_err(query_error)
@@ -171,6 +180,22 @@ impl SchemaProvider for ByName {
 
     fn table_exist(&self, name: &str) -> bool {
         self.0.contains_key(name)
+    }
+}
+
+/// Whether a statement only reads. What it reads by is checked in its plan as well: EXPLAIN can hold anything.
+fn is_question(statement: &Statement) -> bool {
+    match statement {
+        Statement::Explain(_) => true,
+        Statement::Statement(statement) => matches!(
+            **statement,
+            ast::Statement::Query(_)
+                | ast::Statement::Explain { .. }
+                | ast::Statement::ExplainTable { .. }
+                | ast::Statement::ShowTables { .. }
+                | ast::Statement::ShowColumns { .. }
+        ),
+        _ => false,
     }
 }
 
