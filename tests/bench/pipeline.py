@@ -51,7 +51,7 @@ def main():
     for name, value in (("rate", 1100), ("seconds", 60), ("kills", 0), ("seed", 1), ("batch", 10)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    subprocess.run(["cargo", "build", "-p", "contextflow"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build"], cwd=ROOT, check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -130,11 +130,15 @@ fn hostile_text_is_shown_as_text() {
             let shown = shown.unwrap();
             let shown: Vec<_> =
                 shown.as_array().map(|cells| cells.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
-            // Control and direction characters are shown by their code, so only plain text is compared.
+            // Control and direction characters are shown by their code, and long text is cut: the rest is compared.
             let plain =
                 |string: &&String| !string.is_empty() && string.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+            let is_shown = |string: &str| {
+                let cut = |cell: &str| cell.strip_suffix('…').is_some_and(|start| string.starts_with(start));
+                shown.iter().any(|cell| *cell == string || cut(cell))
+            };
             for string in batch.iter().filter(plain) {
-                assert!(shown.contains(&string.as_str()), "{string:?} is not on the page: {shown:?}");
+                assert!(is_shown(string), "{string:?} is not on the page: {shown:?}");
             }
             sent += batch.len();
         }
