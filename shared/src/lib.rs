@@ -9,6 +9,7 @@ pub mod decode;
 pub mod encode;
 pub mod enrich;
 pub mod event;
+pub mod problem;
 pub mod publish;
 pub mod push;
 pub mod row;

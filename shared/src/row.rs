@@ -75,7 +75,7 @@ pub struct Row<'a> {
     /// How many keys of the input named no column.
     pub unknown_keys: u32,
     /// What breaks the schema, in the order found; empty in a good row.
-    pub problems: Vec<crate::decode::Problem>,
+    pub problems: Vec<crate::problem::Problem>,
 }
 
 impl<'a> Row<'a> {

@@ -5,17 +5,16 @@
 
 pub mod json;
 pub mod number;
-mod problem;
 pub mod time;
 
 use std::borrow::Cow;
 
 pub use json::MAX_DEPTH;
 use json::{JsonError, Next, Scanner};
-pub use problem::{Code, Problem};
 
 use crate::clock::Micros;
 use crate::event;
+pub use crate::problem::{Code, Problem};
 use crate::row::{Row, Value};
 use crate::schema::{Column, Fields, Fill, Kind, Mode, Plan};
 

@@ -1,6 +1,6 @@
 //! Exact numbers: from JSON text to INTEGER, NUMERIC and BIGNUMERIC without a float in between.
 
-use super::problem::Code;
+use crate::problem::Code;
 
 /// Digits after the point of a NUMERIC.
 pub const NUMERIC_SCALE: u32 = 9;

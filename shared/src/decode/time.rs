@@ -1,8 +1,8 @@
 //! Dates and times of the proleptic Gregorian calendar, years 0001 to 9999, to the microsecond.
 
 use super::number;
-use super::problem::Code;
 use crate::clock::{DAY, Micros, SECOND};
+use crate::problem::Code;
 
 const MINUTE: Micros = 60 * SECOND;
 const HOUR: Micros = 60 * MINUTE;

@@ -12,7 +12,7 @@ pub enum Code {
     BadJson,
     /// Bytes that are not UTF-8.
     BadUtf8,
-    /// Nested deeper than [`super::MAX_DEPTH`].
+    /// Nested deeper than [`crate::decode::MAX_DEPTH`].
     TooDeep,
     /// JSON, but not an object.
     NotAnObject,
