@@ -7,14 +7,8 @@ use std::sync::Arc;
 use super::compile::{SchemaError, compile};
 use super::plan::{Ingest, Plan};
 
-/// The schema files that are part of the binary.
-const BUILT_IN: [(&str, &str); 5] = [
-    ("clickstream.json", include_str!("../../schemas/clickstream.json")),
-    ("order.json", include_str!("../../schemas/order.json")),
-    ("inventory.json", include_str!("../../schemas/inventory.json")),
-    ("user_activity.json", include_str!("../../schemas/user_activity.json")),
-    ("dead_letter.json", include_str!("../../schemas/dead_letter.json")),
-];
+/// The schema files that are part of the binary, every one of `shared/schemas/`: name and text.
+const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/schemas.rs"));
 
 /// The event type of an event that names none.
 pub const DEFAULT_TYPE: &str = "clickstream";

@@ -55,7 +55,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     } else {
         let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
         println!("{}", pretty_format_batches(&batches).map_err(Failure::work)?);
-        println!("{rows} rows");
+        println!("{rows} row{}", if rows == 1 { "" } else { "s" });
     }
     Ok(())
 }

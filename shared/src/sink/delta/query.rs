@@ -137,7 +137,13 @@ impl Warehouse {
             return Err(QueryError::Query(ONLY_QUESTIONS.into()));
         }
         let frame = session.execute_logical_plan(plan).await.map_err(query_error)?;
-        frame.collect().await.map_err(query_error)
+        let schema = Arc::clone(frame.schema().inner());
+        let mut batches = frame.collect().await.map_err(query_error)?;
+        if batches.is_empty() {
+            // An answer without rows still tells its columns.
+            batches.push(RecordBatch::new_empty(schema));
+        }
+        Ok(batches)
     }
 
     fn context(&self, datasets: &BTreeMap<&str, Tables>) -> QueryResult<SessionContext> {
