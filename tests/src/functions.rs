@@ -150,6 +150,11 @@ pub fn quick_batcher() -> batcher::Config {
     }
 }
 
+/// [`quick_batcher`] with a budget that no busy machine spends: for what is to succeed at a later try.
+pub fn patient_batcher() -> batcher::Config {
+    batcher::Config { budget: Duration::from_secs(30), ..quick_batcher() }
+}
+
 /// The batcher before a warehouse, a bucket and topics in memory.
 pub struct BatcherFixture<S> {
     /// `POST /`, `/archive`, `/dead-letter`, `GET /health`, `/ready`.

@@ -12,7 +12,9 @@ mod schemas;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};
-pub use functions::{BatcherFixture, EnricherFixture, PublisherFixture, limits, objects, quick_batcher};
+pub use functions::{
+    BatcherFixture, EnricherFixture, PublisherFixture, limits, objects, patient_batcher, quick_batcher,
+};
 pub use naughty::naughty_strings;
 pub use push::{ENRICHED_SUB, PUBLISHED_AT, RAW_SUB, delivery, forwarded, json_lines, push, push_from};
 pub use schemas::{built_in, registry_with};

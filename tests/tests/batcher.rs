@@ -9,7 +9,7 @@ use futures::future::join_all;
 use futures::join;
 use pipeline_tests::{
     BatcherFixture, ENRICHED_SUB, EnricherFixture, GatedSink, PUBLISHED_AT, PanickingSink, RAW_SUB, ScriptedSink,
-    built_in, delivery, get, json_lines, limits, push, push_from, quick_batcher,
+    built_in, delivery, get, json_lines, limits, patient_batcher, push, push_from, quick_batcher,
 };
 use serde_json::{Value, json};
 use shared::dead_letter::Reason;
@@ -130,7 +130,7 @@ async fn a_duplicate_of_a_row_in_flight_shares_its_outcome() {
 
 #[tokio::test]
 async fn a_failed_append_is_tried_again_within_the_budget() {
-    let batcher = BatcherFixture::<MemorySink>::start();
+    let batcher = BatcherFixture::<MemorySink>::with(built_in(), &patient_batcher());
     batcher.sink.fail_next(1);
 
     let answer = batcher.push("/", pack("1", &[row("a"), row("b")])).await;
@@ -328,7 +328,7 @@ async fn a_foreign_row_without_id_gets_the_same_one_on_every_delivery() {
 
 #[tokio::test]
 async fn an_append_that_ends_early_gives_its_rows_back() {
-    let batcher = BatcherFixture::<PanickingSink>::start();
+    let batcher = BatcherFixture::<PanickingSink>::with(built_in(), &patient_batcher());
 
     let push = batcher.push("/", pack("1", &[row("a")]));
     let first = tokio::time::timeout(Duration::from_secs(10), push).await.expect("it does not wait for itself");
