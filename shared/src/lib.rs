@@ -3,17 +3,25 @@
 //!
 //! The hot path is [`decode`] → [`enrich`] → [`encode`], driven by a [`schema::Plan`].
 
+#[cfg(feature = "buckets")]
+pub mod bucket;
 pub mod clock;
+#[cfg(feature = "pubsub")]
+pub mod credentials;
 pub mod dead_letter;
 pub mod decode;
 pub mod encode;
 pub mod enrich;
 pub mod event;
+pub mod metrics;
 pub mod problem;
 pub mod publish;
 pub mod push;
 pub mod row;
 pub mod schema;
+#[cfg(feature = "serve")]
+pub mod serve;
+pub mod settings;
 pub mod sink;
 pub mod telemetry;
 pub mod window;

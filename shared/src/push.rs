@@ -1,13 +1,16 @@
 //! The wrapped push of Pub/Sub: `{"subscription", "message": {"data", "attributes", "messageId", "publishTime"}}`.
 
 use std::borrow::Cow;
+use std::future::Future;
 
 use bytes::Bytes;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Micros;
 use crate::decode::time;
 use crate::decode::{Code, Problem};
+use crate::metrics::Metrics;
 use crate::publish::Attributes;
 
 /// What a push is answered with.
@@ -22,6 +25,25 @@ pub enum Answer {
 impl From<Result<(), String>> for Answer {
     fn from(result: Result<(), String>) -> Self {
         result.map_or_else(Self::TryAgain, |()| Self::Settled)
+    }
+}
+
+/// Handles a push and answers with its HTTP status: 204, or 503 where it is to be delivered again.
+///
+/// The handler runs in a task of its own: a client that goes away must not leave work half done.
+pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
+    let answer = tokio::spawn(handle).await;
+    metrics.report_by_age();
+    match answer {
+        Ok(Answer::Settled) => StatusCode::NO_CONTENT,
+        Ok(Answer::TryAgain(reason)) => {
+            tracing::warn!(reason, "push to be delivered again");
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Err(error) => {
+            tracing::error!(%error, "push handler ended early");
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }
 

@@ -15,6 +15,9 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::clock::Clock;
 use crate::decode::time::timestamp_text;
 
+/// The field of a report of metrics.
+const METRICS: &str = "metrics";
+
 /// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`).
 pub fn init(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
@@ -62,7 +65,10 @@ struct Fields(Map<String, Value>);
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.insert(field.name().into(), format!("{value:?}").into());
+        let text = format!("{value:?}");
+        // A report of metrics is written as JSON, so that cloud metrics can be made of its members.
+        let report = (field.name() == METRICS).then(|| serde_json::from_str(&text).ok()).flatten();
+        self.0.insert(field.name().into(), report.unwrap_or_else(|| text.into()));
     }
     fn record_str(&mut self, field: &Field, value: &str) {
         self.0.insert(field.name().into(), value.into());

@@ -19,6 +19,7 @@ use serde_json::Value;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::Warm;
 use shared::enrich::address::Anonymise;
+use shared::metrics::Metrics;
 use shared::publish::MemoryTopic;
 use shared::schema::Registry;
 use shared::sink::Sink;
@@ -117,6 +118,7 @@ impl EnricherFixture {
             lookups: Arc::new(lookups),
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
+            metrics: Arc::new(Metrics::new(clock.clone())),
             clock,
         };
         Self { router: enricher::router(Arc::new(enricher::Enricher::new(deps, config))), enriched, dead_letters }
@@ -197,6 +199,7 @@ impl<S: Sink + Default + 'static> BatcherFixture<S> {
             bucket,
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
+            metrics: Arc::new(Metrics::new(clock.clone())),
             clock: clock.clone(),
         };
         let batcher = Arc::new(batcher::Batcher::new(deps, config));

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use shared::clock::{Clock, Micros};
 use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
+use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, Publisher, publish_all, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{self, Value};
@@ -34,6 +35,8 @@ pub struct Deps {
     pub dead_letters: Arc<dyn Publisher>,
     /// Time.
     pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 type Objects = Window<Group, Lines, Result<(), String>>;
@@ -66,9 +69,14 @@ impl Batcher {
         Self {
             archive: objects(config.archive),
             dead_letter_objects: objects(config.dead_letters),
-            tables: Tables::new(config, Arc::clone(&deps.sink), deps.clock.clone()),
+            tables: Tables::new(config, Arc::clone(&deps.sink), deps.clock.clone(), Arc::clone(&deps.metrics)),
             deps,
         }
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.deps.metrics
     }
 
     /// Whether the warehouse can be reached.
@@ -104,16 +112,23 @@ impl Batcher {
             Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
         };
         let (read, mut letters) = read_rows(plan, &push, now);
+        self.deps.metrics.received.inc_by((read.len() + letters.len()) as u64);
         let (rows, received): (Vec<Row>, Vec<Option<Micros>>) =
             read.into_iter().map(|read| (read.row, read.received_at)).unzip();
         let outcomes = self.tables.append(plan, &rows).await;
+        let loaded_at = self.deps.clock.now();
 
         let mut waiting = Vec::new();
         let mut landed = 0;
         let mut last_reason = String::new();
         for ((row, received_at), outcome) in rows.iter().zip(received).zip(outcomes) {
             match outcome {
-                Outcome::Done => landed += 1,
+                Outcome::Done => {
+                    landed += 1;
+                    if let Some(received_at) = received_at {
+                        self.deps.metrics.received_to_loaded(received_at, loaded_at);
+                    }
+                }
                 Outcome::Retry(reason) => {
                     waiting.push(row);
                     last_reason = reason;
@@ -160,8 +175,13 @@ impl Batcher {
             lines.earliest = lines.earliest.min(time);
             lines.lines.push(row.json);
         }
+        let rows: usize = groups.values().map(|lines| lines.lines.len()).sum();
         let written = groups.into_iter().map(|(group, lines)| submit(objects, group, lines));
-        join_all(written).await.into_iter().collect::<Result<(), String>>().into()
+        let written = join_all(written).await.into_iter().collect::<Result<(), String>>();
+        if written.is_ok() {
+            self.deps.metrics.archived.inc_by(rows as u64);
+        }
+        written.into()
     }
 
     /// `POST /dead-letter`: the end of the line. What the table refuses is kept in the bucket alone.
@@ -209,7 +229,9 @@ impl Batcher {
             tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
         }
         let messages = letters.iter().map(DeadLetter::to_message).collect();
-        publish_all(self.deps.dead_letters.as_ref(), messages).await.map(drop).map_err(|error| error.to_string())
+        publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
+        letters.iter().for_each(|letter| self.deps.metrics.dead_letter(letter.reason.as_str()));
+        Ok(())
     }
 
     /// The schema of a pack; the error is a reason why it can never be used, or none where a newer version may know it.

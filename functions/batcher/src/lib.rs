@@ -7,9 +7,9 @@ pub mod handler;
 mod recent;
 mod table;
 
-use std::future::Future;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -20,33 +20,29 @@ use serde_json::json;
 pub use archive::Bucket;
 pub use config::Config;
 pub use handler::{Batcher, Deps};
-use shared::push::Answer;
+use shared::push;
 
 /// Pub/Sub's largest message (10 MB) in base64 with its envelope.
 const MAX_BODY: usize = 16 << 20;
 
+/// The way of a push into one of the batcher's handlers.
+macro_rules! push {
+    ($handler:ident) => {
+        async |State(batcher): State<Arc<Batcher>>, body: Bytes| {
+            let working = Arc::clone(&batcher);
+            push::answer(batcher.metrics(), async move { working.$handler(body).await }).await
+        }
+    };
+}
+
 /// `POST /` appends rows, `POST /archive` archives them, `POST /dead-letter` is where everything else ends.
 pub fn router(batcher: Arc<Batcher>) -> Router {
     Router::new()
-        .route(
-            "/",
-            post(async |State(batcher): State<Arc<Batcher>>, body| {
-                answer(async move { batcher.rows(body).await }).await
-            }),
-        )
-        .route(
-            "/archive",
-            post(async |State(batcher): State<Arc<Batcher>>, body| {
-                answer(async move { batcher.archive(body).await }).await
-            }),
-        )
-        .route(
-            "/dead-letter",
-            post(async |State(batcher): State<Arc<Batcher>>, body| {
-                answer(async move { batcher.dead_letter(body).await }).await
-            }),
-        )
+        .route("/", post(push!(rows)))
+        .route("/archive", post(push!(archive)))
+        .route("/dead-letter", post(push!(dead_letter)))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
+        .route("/metrics", get(async |State(batcher): State<Arc<Batcher>>| batcher.metrics().text()))
         .route("/ready", get(ready))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(batcher)
@@ -58,21 +54,6 @@ async fn ready(State(batcher): State<Arc<Batcher>>) -> Response {
         Err(reason) => {
             tracing::warn!(reason, "warehouse not reachable");
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "warehouse not reachable"}))).into_response()
-        }
-    }
-}
-
-/// Runs a handler in a task of its own: a client that goes away must not leave work half done.
-async fn answer(handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
-    match tokio::spawn(handle).await {
-        Ok(Answer::Settled) => StatusCode::NO_CONTENT,
-        Ok(Answer::TryAgain(reason)) => {
-            tracing::warn!(reason, "push to be delivered again");
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        Err(error) => {
-            tracing::error!(%error, "push handler ended early");
-            StatusCode::SERVICE_UNAVAILABLE
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join;
 use shared::clock::Clock;
+use shared::metrics::Metrics;
 use shared::schema::Plan;
 use shared::sink::{Batch, Outcome, Sink};
 use shared::window::Window;
@@ -61,17 +62,19 @@ pub struct Tables {
     window: Window<Target, Claimed, Vec<Outcome>>,
     budget: Duration,
     pause: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Tables {
     /// Starts the window; inside a tokio runtime.
-    pub fn new(config: &Config, sink: Arc<dyn Sink>, clock: Clock) -> Self {
+    pub fn new(config: &Config, sink: Arc<dyn Sink>, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let recent = Arc::new(Recent::new(config.remembered_ids));
-        let landing = Arc::clone(&recent);
+        let flush = Flush { sink, clock, recent: Arc::clone(&recent), metrics: Arc::clone(&metrics) };
         let window = Window::spawn(config.table, move |target: Target, pushes: Vec<Claimed>| {
-            append(target.0, pushes, Arc::clone(&sink), clock.clone(), Arc::clone(&landing))
+            let flush = flush.clone();
+            async move { flush.append(target.0, pushes).await }
         });
-        Self { recent, window, budget: config.budget, pause: config.pause }
+        Self { recent, window, budget: config.budget, pause: config.pause, metrics }
     }
 
     /// What is held is appended at once, and later rows wait no longer.
@@ -101,6 +104,7 @@ impl Tables {
                 pause_ms = jittered.as_millis(),
                 "append to be tried again"
             );
+            self.metrics.retries.inc_by(open.len() as u64);
             tokio::time::sleep(jittered).await;
             pause = (pause * 2).min(MAX_PAUSE);
             let again = self.append_once(plan, rows, &open).await;
@@ -117,6 +121,7 @@ impl Tables {
         let mut claimed = Claimed { recent: Arc::clone(&self.recent), keys: Vec::new(), rows: Vec::new() };
         let mut twins: HashMap<usize, usize> = HashMap::new();
         let mut theirs = Vec::new();
+        let mut duplicates = 0;
         let mut own_ids: HashMap<&str, usize> = HashMap::new();
         for (at, row) in wanted.iter().filter_map(|&index| rows.get(index)).enumerate() {
             if let Some(&first) = own_ids.get(row.id.as_str()) {
@@ -124,7 +129,7 @@ impl Tables {
                 continue;
             }
             match self.recent.claim(&plan.event_type, &row.id) {
-                Claim::Landed => {}
+                Claim::Landed => duplicates += 1,
                 Claim::Theirs(outcome) => theirs.push((at, outcome)),
                 Claim::Mine(key) => {
                     mine.push(at);
@@ -143,12 +148,18 @@ impl Tables {
             shared
         };
         let (appended, shared) = join(self.submit(plan, claimed), wait_for_theirs).await;
-        for (at, outcome) in mine.into_iter().zip(appended).chain(shared) {
+        for (at, outcome) in mine.into_iter().zip(appended) {
+            outcomes[at] = outcome;
+        }
+        for (at, outcome) in shared {
+            duplicates += u64::from(outcome == Outcome::Done);
             outcomes[at] = outcome;
         }
         for (at, first) in twins {
+            duplicates += u64::from(outcomes[first] == Outcome::Done);
             outcomes[at] = outcomes[first].clone();
         }
+        self.metrics.duplicates.inc_by(duplicates);
         outcomes
     }
 
@@ -163,24 +174,32 @@ impl Tables {
     }
 }
 
-/// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
-async fn append(
-    plan: Arc<Plan>,
-    mut pushes: Vec<Claimed>,
+/// What becomes of a window.
+#[derive(Clone)]
+struct Flush {
     sink: Arc<dyn Sink>,
     clock: Clock,
     recent: Arc<Recent>,
-) -> Vec<Vec<Outcome>> {
-    let rows: Vec<Bytes> = pushes.iter().flat_map(|push| push.rows.iter().cloned()).collect();
-    let keys: Vec<u128> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
-    let batch = Batch { plan, rows, loaded_at: clock.now() };
-    let mut outcomes = sink.append(&batch).await;
-    // A sink that answers too little has vouched for nothing of the rest.
-    outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
-    recent.settle(&keys, &outcomes);
-    for push in &mut pushes {
-        push.keys.clear();
+    metrics: Arc<Metrics>,
+}
+
+impl Flush {
+    /// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
+    async fn append(&self, plan: Arc<Plan>, mut pushes: Vec<Claimed>) -> Vec<Vec<Outcome>> {
+        let rows: Vec<Bytes> = pushes.iter().flat_map(|push| push.rows.iter().cloned()).collect();
+        let keys: Vec<u128> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
+        let batch = Batch { plan, rows, loaded_at: self.clock.now() };
+        let started = Instant::now();
+        let mut outcomes = self.sink.append(&batch).await;
+        // A sink that answers too little has vouched for nothing of the rest.
+        outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
+        self.recent.settle(&keys, &outcomes);
+        for push in &mut pushes {
+            push.keys.clear();
+        }
+        self.metrics.append(batch.rows.len(), started.elapsed());
+        self.metrics.landed.inc_by(outcomes.iter().filter(|outcome| **outcome == Outcome::Done).count() as u64);
+        let mut rest = outcomes.into_iter();
+        pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
     }
-    let mut rest = outcomes.into_iter();
-    pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
 }

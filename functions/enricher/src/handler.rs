@@ -10,12 +10,14 @@ use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
 use shared::enrich::address::anonymise_row;
 use shared::enrich::{Tables, Warm};
+use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, PublishError, Publisher, publish_all, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{Row, Value};
 use shared::schema::{Plan, Registry};
 use shared::window::Window;
 use shared::{encode, event};
+use tokio::time::Instant;
 
 use crate::Config;
 
@@ -34,6 +36,8 @@ pub struct Deps {
     pub dead_letters: Arc<dyn Publisher>,
     /// Time.
     pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The function, with the window in which rows of concurrent pushes meet.
@@ -56,16 +60,31 @@ type Parts = BTreeMap<String, Vec<Part>>;
 impl Enricher {
     /// Starts the function; inside a tokio runtime.
     pub fn new(deps: Deps, config: Config) -> Self {
-        let topic = Arc::clone(&deps.enriched);
+        let (topic, metrics) = (Arc::clone(&deps.enriched), Arc::clone(&deps.metrics));
         let packer = Window::spawn(config.pack, move |_, parts: Vec<Part>| {
-            let topic = Arc::clone(&topic);
+            let (topic, metrics) = (Arc::clone(&topic), Arc::clone(&metrics));
             async move {
-                let count = parts.len();
+                let (count, rows) = (parts.len(), parts.iter().map(|part| part.rows).sum::<usize>());
+                let started = Instant::now();
                 let answer = publish_one(topic.as_ref(), pack(parts)).await.map(drop);
+                metrics.append(rows, started.elapsed());
+                if answer.is_ok() {
+                    metrics.landed.inc_by(rows as u64);
+                }
                 vec![answer; count]
             }
         });
         Self { deps, config, packer }
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.deps.metrics
+    }
+
+    /// The process is to end: what is held is published at once.
+    pub fn hurry(&self) {
+        self.packer.hurry();
     }
 
     /// Handles the body of one push. It answers only after every event in it is on a topic.
@@ -80,6 +99,7 @@ impl Enricher {
             }
         };
         let tables = self.deps.lookups.tables().await;
+        self.deps.metrics.received.inc_by(push.lines().count() as u64);
         match self.enrich(&push, &tables, now) {
             Ok((parts, letters)) => self.settle(parts, letters).await,
             Err(try_again) => Answer::TryAgain(try_again),
@@ -174,7 +194,9 @@ impl Enricher {
                 tracing::info!(reason = %letter.reason, stage = STAGE, id = letter.dead_letter_id, "dead letter");
             }
             let messages = letters.iter().map(DeadLetter::to_message).collect();
-            publish_all(self.deps.dead_letters.as_ref(), messages).await.map(drop).map_err(|error| error.to_string())
+            publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
+            letters.iter().for_each(|letter| self.deps.metrics.dead_letter(letter.reason.as_str()));
+            Ok(())
         };
         try_join(rows, letters).await.map(drop).into()
     }

@@ -13,7 +13,7 @@ use axum::{Json, Router};
 pub use config::Config;
 pub use handler::{Deps, Enricher};
 use serde_json::json;
-use shared::push::Answer;
+use shared::push;
 
 /// Pub/Sub's largest message (10 MB) in base64 with its envelope.
 const MAX_BODY: usize = 16 << 20;
@@ -23,23 +23,13 @@ pub fn router(enricher: Arc<Enricher>) -> Router {
     Router::new()
         .route("/", post(push))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
+        .route("/metrics", get(async |State(enricher): State<Arc<Enricher>>| enricher.metrics().text()))
         .route("/ready", get(async || Json(json!({"status": "ready"}))))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(enricher)
 }
 
 async fn push(State(enricher): State<Arc<Enricher>>, body: Bytes) -> StatusCode {
-    // In a task of its own: a client that goes away must not leave work half done.
-    let answer = tokio::spawn(async move { enricher.push(&body).await }).await;
-    match answer {
-        Ok(Answer::Settled) => StatusCode::NO_CONTENT,
-        Ok(Answer::TryAgain(reason)) => {
-            tracing::warn!(reason, "push to be delivered again");
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        Err(error) => {
-            tracing::error!(%error, "push handler ended early");
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-    }
+    let working = Arc::clone(&enricher);
+    push::answer(enricher.metrics(), async move { working.push(&body).await }).await
 }

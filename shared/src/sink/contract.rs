@@ -16,7 +16,7 @@ const NOW: i64 = 1_792_455_302_920_000;
 
 /// Runs the suite on an empty sink. `read` answers all rows of a plan's table as lines of the enriched message, in any
 /// order; `loaded_at` may be missing from them.
-pub(crate) async fn holds<R, F>(sink: Arc<dyn Sink>, read: R)
+pub async fn holds<R, F>(sink: Arc<dyn Sink>, read: R)
 where
     R: Fn(Arc<Plan>) -> F,
     F: Future<Output = Vec<Bytes>>,
@@ -31,12 +31,12 @@ where
 }
 
 /// A batch loaded at the suite's time.
-pub(crate) fn batch(plan: &Arc<Plan>, rows: impl IntoIterator<Item = String>) -> Batch {
+pub fn batch(plan: &Arc<Plan>, rows: impl IntoIterator<Item = String>) -> Batch {
     Batch { plan: Arc::clone(plan), rows: rows.into_iter().map(Bytes::from).collect(), loaded_at: NOW }
 }
 
 /// The values of lines without `loaded_at`, in an order of their own.
-pub(crate) fn values(plan: &Plan, lines: &[Bytes]) -> Vec<String> {
+pub fn values(plan: &Plan, lines: &[Bytes]) -> Vec<String> {
     let mut rows: Vec<_> = lines
         .iter()
         .map(|line| {
@@ -128,7 +128,7 @@ async fn concurrent_appends_lose_nothing<F: Future<Output = Vec<Bytes>>>(
 }
 
 /// A row of the clickstream.
-pub(crate) fn click(number: usize) -> String {
+pub fn click(number: usize) -> String {
     let time = time::timestamp_text(NOW + SECOND * i64::try_from(number).unwrap());
     let city = ["Berlin", "Paris", "Roma"][number % 3];
     format!(

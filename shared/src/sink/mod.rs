@@ -1,7 +1,9 @@
 //! The port to a warehouse: what a batcher appends to.
 
-#[cfg(test)]
-pub(crate) mod contract;
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 #[cfg(feature = "delta")]
 pub mod delta;
 mod memory;

@@ -22,6 +22,7 @@ use publisher::ClientAddress;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
 use shared::enrich::{Source, Warm, geo};
+use shared::metrics::Metrics;
 use shared::publish::Publisher;
 use shared::schema::Registry;
 use shared::sink::Sink;
@@ -188,6 +189,7 @@ impl Pipeline {
             enriched: topic(ENRICHED),
             dead_letters: topic(DEAD_LETTER),
             clock: clock.clone(),
+            metrics: Arc::new(Metrics::new(clock.clone())),
         };
         let enricher = Enricher::new(enricher_deps, enricher::Config { anonymise, ..enricher::Config::default() });
         let batcher_deps = batcher::Deps {
@@ -197,6 +199,7 @@ impl Pipeline {
             enriched: topic(ENRICHED),
             dead_letters: topic(DEAD_LETTER),
             clock: clock.clone(),
+            metrics: Arc::new(Metrics::new(clock.clone())),
         };
         let batcher = Batcher::new(batcher_deps, &batcher::Config::default());
         let report = Report::new(warehouse, bus.clone(), registry, Arc::clone(&traces), clock.clone());

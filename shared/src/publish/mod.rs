@@ -1,4 +1,7 @@
-//! The port to a topic, and its in-memory adapter.
+//! The port to a topic, and its adapters.
+
+#[cfg(feature = "pubsub")]
+pub mod pubsub;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
