@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use prometheus::proto::MetricType;
+use prometheus::proto::{Bucket, LabelPair, MetricType};
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use serde_json::{Map, Value as Json, json};
 
@@ -159,13 +159,12 @@ impl Metrics {
         for family in self.registry.gather() {
             let name = family.name().trim_start_matches("contextflow_").trim_end_matches("_total");
             for metric in family.get_metric() {
-                let labels: Vec<_> = metric.get_label().iter().map(|label| label.value()).collect();
+                let labels: Vec<_> = metric.get_label().iter().map(LabelPair::value).collect();
                 let key = [&[name], &labels[..]].concat().join(".");
                 if family.get_field_type() == MetricType::HISTOGRAM {
                     let histogram = metric.get_histogram();
-                    let bounds: Vec<_> = histogram.get_bucket().iter().map(|bucket| bucket.upper_bound()).collect();
-                    let mut counts: Vec<_> =
-                        histogram.get_bucket().iter().map(|bucket| bucket.cumulative_count()).collect();
+                    let bounds: Vec<_> = histogram.get_bucket().iter().map(Bucket::upper_bound).collect();
+                    let mut counts: Vec<_> = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
                     counts.push(histogram.get_sample_count());
                     let before = reported.buckets.insert(key.clone(), counts.clone()).unwrap_or_default();
                     let new: Vec<_> = counts

@@ -15,9 +15,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary that `cargo test --workspace` has just built, beside the tests.
 pub fn binary() -> PathBuf {
+    binary_beside("contextflow")
+}
+
+/// A binary of the workspace, beside the tests.
+pub fn binary_beside(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("a test knows its own path");
     let folder = tests.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
-    let binary = folder.join("contextflow");
+    let binary = folder.join(name);
     assert!(binary.exists(), "{} is missing: run `cargo test --workspace`, which builds it", binary.display());
     binary
 }
@@ -51,7 +56,7 @@ pub fn part(program: &str, package: &str) -> Option<PathBuf> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the tests' own environment: where programs lie, and whether this is CI")]
-fn environment(name: &str) -> Option<std::ffi::OsString> {
+pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }
 

@@ -7,6 +7,7 @@ pub mod binary;
 mod call;
 mod functions;
 mod naughty;
+pub mod parts;
 mod push;
 mod schemas;
 mod warehouse;
