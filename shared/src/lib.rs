@@ -3,7 +3,6 @@
 //!
 //! The hot path is [`decode`] → [`enrich`] → [`encode`], driven by a [`schema::Plan`].
 
-#[cfg(feature = "buckets")]
 pub mod bucket;
 pub mod clock;
 #[cfg(feature = "pubsub")]

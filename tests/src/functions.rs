@@ -9,13 +9,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use axum::http::header::CONTENT_TYPE;
-use batcher::Bucket;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::Value;
+use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::Warm;
 use shared::enrich::address::Anonymise;
@@ -192,7 +192,7 @@ impl<S: Sink + Default + 'static> BatcherFixture<S> {
         let (enriched, dead_letters) = (Arc::new(MemoryTopic::default()), Arc::new(MemoryTopic::default()));
         let clock = Clock::manual(NOW);
         let bucket =
-            store.clone().map(|store| Bucket { store, prefix: Path::from("archive"), uri: "memory:///archive".into() });
+            store.clone().map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let deps = batcher::Deps {
             registry,
             sink: sink.clone(),

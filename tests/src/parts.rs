@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::binary::{environment, part, skip, text};
 
 /// How long a part may take to start; a Java or Python process on a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A process that a test has started; it ends with the test.
 pub struct Process {

@@ -1,7 +1,6 @@
 //! Rows as gzip JSONL objects in a bucket: created once, never overwritten.
 
 use std::io::Write;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -9,20 +8,14 @@ use flate2::write::GzEncoder;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, PutMode, PutOptions, PutPayload};
 use sha2::{Digest, Sha256};
+use shared::bucket::Location;
 use shared::clock::{Micros, SECOND};
 use shared::decode::time::civil_from_days;
 use shared::event;
 
-/// A bucket, or a folder that stands for one, with the prefix of everything in it.
+/// The place of everything that is archived: the path is a prefix of every name, and may be empty.
 #[derive(Clone)]
-pub struct Bucket {
-    /// Where objects are put.
-    pub store: Arc<dyn ObjectStore>,
-    /// Prefix of every name; may be empty.
-    pub prefix: Path,
-    /// Address of the prefix, for `raw_uri`.
-    pub uri: String,
-}
+pub struct Archive(pub Location);
 
 const MINUTE: Micros = 60 * SECOND;
 /// Events older than this when they are archived count as late.
@@ -80,7 +73,7 @@ pub struct Lines {
     pub earliest: Micros,
 }
 
-impl Bucket {
+impl Archive {
     /// Writes one object. The same lines have the same name, and an object that is there already is success.
     pub async fn write(&self, group: &Group, parts: &[Lines]) -> Result<(), String> {
         let earliest = parts.iter().map(|part| part.earliest).min().unwrap_or_default();
@@ -98,10 +91,10 @@ impl Bucket {
     }
 
     async fn create(&self, name: &str, body: PutPayload) -> Result<String, String> {
-        let path: Path = self.prefix.parts().chain(Path::from(name).parts()).collect();
-        let address = format!("{}/{name}", self.uri.trim_end_matches('/'));
+        let path: Path = self.0.path.parts().chain(Path::from(name).parts()).collect();
+        let address = format!("{}/{name}", self.0.uri.trim_end_matches('/'));
         let options = PutOptions::from(PutMode::Create);
-        match self.store.put_opts(&path, body, options).await {
+        match self.0.store.put_opts(&path, body, options).await {
             Ok(_) | Err(Error::AlreadyExists { .. }) => Ok(address),
             Err(error) => Err(format!("{address}: {error}")),
         }

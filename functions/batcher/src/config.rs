@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::settings::{SettingError, Settings};
 use shared::window::Limits;
 
 /// Settings of the batcher.
@@ -36,5 +37,30 @@ impl Default for Config {
             pause: Duration::from_millis(100),
             remembered_ids: 200_000,
         }
+    }
+}
+
+impl Config {
+    /// The defaults with what the environment sets: `BATCH_ROWS`, `BATCH_BYTES`, `BATCH_WAIT_MS`, `BATCH_IN_FLIGHT`,
+    /// `ARCHIVE_BYTES`, `ARCHIVE_WAIT_MS`, `BUDGET_MS`, `REMEMBERED_IDS`.
+    pub fn read(settings: &Settings) -> Result<Self, SettingError> {
+        let Self { table, archive, dead_letters, budget, pause, remembered_ids } = Self::default();
+        Ok(Self {
+            table: Limits {
+                rows: settings.parsed("BATCH_ROWS", table.rows)?,
+                bytes: settings.parsed("BATCH_BYTES", table.bytes)?,
+                wait: settings.millis("BATCH_WAIT_MS", table.wait)?,
+                in_flight: settings.parsed("BATCH_IN_FLIGHT", table.in_flight)?,
+            },
+            archive: Limits {
+                bytes: settings.parsed("ARCHIVE_BYTES", archive.bytes)?,
+                wait: settings.millis("ARCHIVE_WAIT_MS", archive.wait)?,
+                ..archive
+            },
+            dead_letters,
+            budget: settings.millis("BUDGET_MS", budget)?,
+            pause,
+            remembered_ids: settings.parsed("REMEMBERED_IDS", remembered_ids)?,
+        })
     }
 }

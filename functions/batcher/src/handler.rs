@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
 use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
@@ -17,7 +18,7 @@ use shared::sink::{Outcome, Sink};
 use shared::window::{Limits, Window};
 use shared::{encode, event};
 
-use crate::archive::{Bucket, Group, Lines};
+use crate::archive::{Archive, Group, Lines};
 use crate::table::{Row, Tables};
 use crate::{Config, dead_letters};
 
@@ -28,7 +29,7 @@ pub struct Deps {
     /// The warehouse.
     pub sink: Arc<dyn Sink>,
     /// The archive; without one `/archive` only acknowledges.
-    pub bucket: Option<Bucket>,
+    pub bucket: Option<Location>,
     /// The enriched topic, for what must wait.
     pub enriched: Arc<dyn Publisher>,
     /// The dead-letter topic.
@@ -60,7 +61,7 @@ impl Batcher {
     /// Starts the function; inside a tokio runtime.
     pub fn new(deps: Deps, config: &Config) -> Self {
         let objects = |limits: Limits| {
-            let bucket = deps.bucket.clone()?;
+            let bucket = Archive(deps.bucket.clone()?);
             Some(Window::spawn(limits, move |group: Group, parts: Vec<Lines>| {
                 let bucket = bucket.clone();
                 async move { vec![bucket.write(&group, &parts).await; parts.len()] }
@@ -195,7 +196,7 @@ impl Batcher {
         if dead_letters::is_large(&letter)
             && let (Some(bucket), Some(raw)) = (&self.deps.bucket, letter.raw_bytes())
         {
-            match bucket.write_raw(failed_at, raw).await {
+            match Archive(bucket.clone()).write_raw(failed_at, raw).await {
                 Ok(uri) => letter.move_raw_to(uri),
                 Err(reason) => return Answer::TryAgain(reason),
             }
@@ -230,7 +231,9 @@ impl Batcher {
         }
         let messages = letters.iter().map(DeadLetter::to_message).collect();
         publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
-        letters.iter().for_each(|letter| self.deps.metrics.dead_letter(letter.reason.as_str()));
+        for letter in &letters {
+            self.deps.metrics.dead_letter(letter.reason.as_str());
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The batcher: enriched rows come in as Pub/Sub pushes and land in the warehouse, the archive and the dead-letter table.
 
-pub mod archive;
+mod archive;
 pub mod config;
 mod dead_letters;
 pub mod handler;
@@ -17,7 +17,6 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-pub use archive::Bucket;
 pub use config::Config;
 pub use handler::{Batcher, Deps};
 use shared::push;

@@ -195,7 +195,9 @@ impl Enricher {
             }
             let messages = letters.iter().map(DeadLetter::to_message).collect();
             publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
-            letters.iter().for_each(|letter| self.deps.metrics.dead_letter(letter.reason.as_str()));
+            for letter in &letters {
+                self.deps.metrics.dead_letter(letter.reason.as_str());
+            }
             Ok(())
         };
         try_join(rows, letters).await.map(drop).into()

@@ -15,10 +15,11 @@ use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use batcher::{Batcher, Bucket};
+use batcher::Batcher;
 use enricher::Enricher;
 use object_store::local::LocalFileSystem;
 use publisher::ClientAddress;
+use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
 use shared::enrich::{Source, Warm, geo};
@@ -167,7 +168,7 @@ impl Pipeline {
         let store = LocalFileSystem::new_with_prefix(&bucket_folder)
             .map_err(|error| fault("failed to open the bucket", &error))?;
         let bucket_uri = format!("file://{}", std::fs::canonicalize(&bucket_folder).unwrap_or(bucket_folder).display());
-        let bucket = Bucket { store: Arc::new(store), prefix: object_store::path::Path::default(), uri: bucket_uri };
+        let bucket = Location { store: Arc::new(store), path: object_store::path::Path::default(), uri: bucket_uri };
         let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
             .map_err(|error| fault("failed to open the bus", &error))?;
         let warehouse_folder = folder.join("warehouse");

@@ -1,4 +1,4 @@
-//! Buckets by their address: a path, `gs://bucket/prefix`, `s3://bucket/prefix`.
+//! From an address to its bucket.
 
 use std::sync::Arc;
 
@@ -8,18 +8,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore};
 
+use super::Location;
 use crate::settings::Settings;
-
-/// A place in a bucket or folder.
-#[derive(Clone)]
-pub struct Location {
-    /// The bucket, or the whole file system.
-    pub store: Arc<dyn ObjectStore>,
-    /// Prefix or object in it.
-    pub path: Path,
-    /// The address as it was given.
-    pub uri: String,
-}
 
 /// Opens the place that `uri` names; the error says what is wrong with it. Nothing is asked of a bucket yet.
 ///
