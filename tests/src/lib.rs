@@ -8,6 +8,7 @@ mod call;
 mod functions;
 mod naughty;
 pub mod parts;
+pub mod pubsub;
 mod push;
 mod schemas;
 mod warehouse;
