@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows how a function works inside: requests go in, answers, messages, rows and objects come out.
 
+pub mod bigquery;
 pub mod binary;
 mod call;
 mod functions;
