@@ -3,11 +3,13 @@
 //!
 //! Nothing here knows how a function works inside: requests go in, answers, messages, rows and objects come out.
 
+pub mod bigquery;
 pub mod binary;
 mod call;
 mod functions;
 mod naughty;
 pub mod parts;
+pub mod pubsub;
 mod push;
 mod schemas;
 mod warehouse;
