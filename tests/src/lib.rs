@@ -12,6 +12,7 @@ pub mod parts;
 pub mod pubsub;
 mod push;
 mod schemas;
+pub mod signer;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};
