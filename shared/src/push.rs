@@ -12,6 +12,10 @@ use crate::decode::time;
 use crate::decode::{Code, Problem};
 use crate::metrics::Metrics;
 use crate::publish::Attributes;
+use crate::telemetry::{current_trace, traced};
+
+/// The largest body of a push, in bytes: Pub/Sub's largest message (10 MB) in base64 with its envelope.
+pub const MAX_BODY: usize = 16 << 20;
 
 /// What a push is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +36,7 @@ impl From<Result<(), String>> for Answer {
 ///
 /// The handler runs in a task of its own: a client that goes away must not leave work half done.
 pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
-    let answer = tokio::spawn(handle).await;
+    let answer = tokio::spawn(traced(current_trace(), handle)).await;
     metrics.report_by_age();
     match answer {
         Ok(Answer::Settled) => StatusCode::NO_CONTENT,

@@ -42,14 +42,13 @@ impl BigQueryApi {
         let answer = self.post("queries", &request);
         // A failed query is HTTP 200 with `errors` in the emulator.
         assert!(answer.get("errors").is_none() && answer.get("error").is_none(), "{sql}: {answer}");
-        let names: Vec<_> = answer["schema"]["fields"].as_array().into_iter().flatten().collect();
+        let fields: Vec<_> = answer["schema"]["fields"].as_array().into_iter().flatten().collect();
         let read = |row: &Value| {
             let cells = row["f"].as_array().into_iter().flatten();
-            let named = names
-                .iter()
-                .zip(cells)
-                .map(|(field, cell)| (field["name"].as_str().unwrap_or_default().to_string(), cell["v"].clone()));
-            Value::Object(named.collect::<Map<_, _>>())
+            let member = |(field, cell): (&&Value, &Value)| {
+                (field["name"].as_str().unwrap_or_default().to_string(), cell["v"].clone())
+            };
+            Value::Object(fields.iter().zip(cells).map(member).collect::<Map<_, _>>())
         };
         answer["rows"].as_array().into_iter().flatten().map(read).collect()
     }
