@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::serve::main(async |_| Ok(())).await
+    shared::serve::main(async |_| Ok::<(), shared::serve::Failure>(())).await
 }
