@@ -5,6 +5,8 @@
 
 #[cfg(feature = "buckets")]
 pub mod bucket;
+#[cfg(feature = "bigquery")]
+pub mod catalog;
 pub mod clock;
 #[cfg(feature = "pubsub")]
 pub mod credentials;
