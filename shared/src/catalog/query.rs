@@ -9,8 +9,8 @@ use crate::decode::time::timestamp_text;
 
 /// Rows of one page.
 const PAGE: u32 = 10_000;
-/// How long BigQuery holds a request for the answer of a query, in milliseconds.
-const WAIT: &str = "10000";
+/// How long BigQuery holds a request until the answer of its query is there.
+const WAIT_MS: u32 = 10_000;
 
 /// The rows of an answer.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,7 +29,7 @@ impl BigQuery {
             "query": sql,
             "useLegacySql": false,
             "maxResults": PAGE,
-            "timeoutMs": WAIT,
+            "timeoutMs": WAIT_MS,
             // A request that arrives twice runs once.
             "requestId": Uuid::new_v4().to_string(),
             // Microseconds; without it a timestamp is a floating-point number of seconds.
@@ -58,9 +58,12 @@ impl BigQuery {
             if is_complete && token.is_empty() {
                 break;
             }
-            let size = PAGE.to_string();
-            let mut parameters =
-                vec![("maxResults", size.as_str()), ("timeoutMs", WAIT), ("formatOptions.useInt64Timestamp", "true")];
+            let (size, wait) = (PAGE.to_string(), WAIT_MS.to_string());
+            let mut parameters = vec![
+                ("maxResults", size.as_str()),
+                ("timeoutMs", wait.as_str()),
+                ("formatOptions.useInt64Timestamp", "true"),
+            ];
             parameters.extend([("location", location.as_str()), ("pageToken", &token)]);
             parameters.retain(|(_, value)| !value.is_empty());
             page = self.send(Method::GET, &path, &parameters, None).await?;

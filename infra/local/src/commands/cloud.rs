@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::catalog::{ApiError, BigQuery, Diff, Verdict, Wanted, diff};
 use shared::publish::Publisher;
 use shared::publish::pubsub::{Options, PubSub};
@@ -18,7 +18,11 @@ const GATHER: Duration = Duration::from_millis(10);
 /// `contextflow schema diff`: what differs is printed and, as with `diff`, exit code 1.
 pub async fn schema_diff(args: &schema::DiffArgs) -> Result<(), Failure> {
     let (_, _, diff) = compare(args).await?;
-    print(&diff, args.json, json!({}))?;
+    if args.json {
+        print_json(&diff, &json!({}))?;
+    } else {
+        print_lines(&diff);
+    }
     if diff.is_empty() {
         return Ok(());
     }
@@ -31,34 +35,37 @@ pub async fn schema_diff(args: &schema::DiffArgs) -> Result<(), Failure> {
 /// `contextflow schema apply`: all of it or, where something is refused, nothing.
 pub async fn schema_apply(args: &schema::ApplyArgs) -> Result<(), Failure> {
     let (bigquery, wanted, planned) = compare(&args.diff).await?;
-    let refused = planned.count(Verdict::Refuse);
-    let changes = planned.changes();
-    let goes_on = !args.dry_run && (refused == 0 || args.partial);
-    let applied = if goes_on { changes } else { 0 };
-    print(&planned, args.diff.json, json!({"dry_run": args.dry_run, "applied": applied}))?;
-    if goes_on {
-        bigquery.apply(&planned).await.map_err(|(object, error)| {
-            Failure::work(format!("{object}: {error}; what was done before it stands, so run this again"))
-        })?;
-        // What BigQuery made of it is what counts.
-        let left = diff(&wanted, &bigquery.read(&wanted).await.map_err(failure)?);
-        if left.changes() > 0 {
-            let left: Vec<_> = left.differences.iter().map(ToString::to_string).collect();
-            return Err(Failure::work(format!("BigQuery took it all and still differs:\n{}", left.join("\n"))));
-        }
-    }
-    if refused > 0 {
-        let done = if goes_on { "the rest was done" } else { "so nothing was changed; --partial does the rest" };
-        return Err(Failure::work(format!("{refused} refused (they begin with !), {done}")));
-    }
+    let (changes, refused) = (planned.changes(), planned.count(Verdict::Refuse));
+    let is_done = !args.dry_run && (refused == 0 || args.partial);
     if !args.diff.json {
-        match (args.dry_run, changes) {
-            (_, 0) => {}
-            (true, _) => println!("{changes} to change; nothing was changed"),
-            (false, _) => println!("{changes} changed"),
-        }
+        print_lines(&planned);
     }
-    Ok(())
+    if is_done && changes > 0 {
+        apply(&bigquery, &wanted, &planned).await?;
+    }
+    if args.diff.json {
+        print_json(&planned, &json!({"applied": if is_done { changes } else { 0 }}))?;
+    } else if changes > 0 {
+        println!("{changes} {}", if is_done { "changed" } else { "to change; nothing was changed" });
+    }
+    match refused {
+        0 => Ok(()),
+        _ if args.dry_run || args.partial => Err(Failure::work(format!("{refused} refused (they begin with !)"))),
+        _ => Err(Failure::work(format!("{refused} refused (they begin with !); --partial does the rest"))),
+    }
+}
+
+async fn apply(bigquery: &BigQuery, wanted: &Wanted, planned: &Diff) -> Result<(), Failure> {
+    bigquery.apply(planned).await.map_err(|(object, error)| {
+        Failure::work(format!("{object}: {error}; what was done before it stands, so run this again"))
+    })?;
+    // What BigQuery made of it is what counts.
+    let left = diff(wanted, &bigquery.read(wanted).await.map_err(failure)?);
+    if left.changes() == 0 {
+        return Ok(());
+    }
+    let lines: Vec<_> = left.differences.iter().map(ToString::to_string).collect();
+    Err(Failure::work(format!("BigQuery took all of it and still differs:\n{}", lines.join("\n"))))
 }
 
 async fn compare(args: &schema::DiffArgs) -> Result<(BigQuery, Wanted, Diff), Failure> {
@@ -70,23 +77,24 @@ async fn compare(args: &schema::DiffArgs) -> Result<(BigQuery, Wanted, Diff), Fa
     Ok((bigquery, wanted, diff))
 }
 
-fn print(diff: &Diff, as_json: bool, more: serde_json::Value) -> Result<(), Failure> {
-    if as_json {
-        let mut json = serde_json::to_value(diff).map_err(Failure::work)?;
-        json["changes"] = diff.changes().into();
-        json["refused"] = diff.count(Verdict::Refuse).into();
-        if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {
-            json.extend(more);
-        }
-        println!("{json}");
-        return Ok(());
-    }
+fn print_lines(diff: &Diff) {
     for difference in &diff.differences {
         println!("{difference}");
     }
     if diff.is_empty() {
         println!("nothing differs");
     }
+}
+
+/// `{"differences": […], "changes": 3, "refused": 0}` and what else there is to say.
+fn print_json(diff: &Diff, more: &Value) -> Result<(), Failure> {
+    let mut json = serde_json::to_value(diff).map_err(Failure::work)?;
+    json["changes"] = diff.changes().into();
+    json["refused"] = diff.count(Verdict::Refuse).into();
+    for (name, value) in more.as_object().into_iter().flatten() {
+        json[name] = value.clone();
+    }
+    println!("{json}");
     Ok(())
 }
 
