@@ -9,9 +9,12 @@ mod call;
 mod functions;
 mod naughty;
 pub mod parts;
+pub mod publisher_process;
 pub mod pubsub;
 mod push;
 mod schemas;
+pub mod sts;
+pub mod topic_server;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};

@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(fixture.at(95 * SECOND + 1).await.unwrap(), "Bearer token-1");
         assert_eq!(fixture.asked(), 2, "the next try waits for its time");
         assert_eq!(fixture.at(99 * SECOND).await.unwrap(), "Bearer token-1");
-        assert_eq!(fixture.at(100 * SECOND).await.unwrap_err(), "cannot create access token: down");
+        assert!(fixture.at(100 * SECOND).await.is_err());
         fixture.script.is_down.store(false, Ordering::SeqCst);
         assert_eq!(fixture.at(101 * SECOND).await.unwrap(), "Bearer token-5");
     }
