@@ -11,6 +11,7 @@ use pipeline_tests::publisher_process::PublisherProcess;
 use pipeline_tests::sts::{AUDIENCE, Role, Sts};
 use pipeline_tests::topic_server::TopicServer;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep_until};
 
 /// How long a token lives here; Google's live an hour.
@@ -46,6 +47,7 @@ fn secrets(sts: &Sts, role: &Role) -> Vec<String> {
 }
 
 fn assert_none_in(log: &str, secrets: &[String]) {
+    assert!(log.contains("serving"), "this is the log: {log}");
     for secret in secrets {
         assert!(!log.contains(secret.as_str()), "{secret} is in the log");
     }
@@ -147,6 +149,25 @@ async fn a_role_that_is_refused_publishes_nothing_and_leaves_no_secret_in_the_lo
     let log = publisher.process.log();
     assert!(log.contains("invalid_grant: The request signature we calculated does not match."), "{log}");
     assert_none_in(&log, &secrets(&sts, &role));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_service_that_says_nothing_holds_up_no_request() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pubsub = TopicServer::start().await;
+    let role = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"].map(|name| (name, "any".to_string()));
+    let mut environment = vec![
+        ("WORKLOAD_IDENTITY_AUDIENCE", AUDIENCE.to_string()),
+        ("STS_ENDPOINT", format!("http://{}", silent.local_addr().unwrap())),
+        ("PUBLISH_TIMEOUT_MS", "1000".to_string()),
+    ];
+    environment.extend(role);
+    let publisher = PublisherProcess::start(&pubsub.url, &environment);
+    let started = Instant::now();
+    assert_eq!(publisher.publish(&event()).await.status(), 503);
+    assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
+    assert!(publisher.process.log().contains("token exchange: no answer in time"), "{}", publisher.process.log());
+    assert_eq!(pubsub.taken(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
