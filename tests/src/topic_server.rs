@@ -84,8 +84,8 @@ pub async fn serve(router: Router) -> String {
 }
 
 async fn publish(State(served): State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    if let Err((status, message)) = (served.judge)(token) {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    if let Err((status, message)) = (served.judge)(bearer) {
         return answer(Bytes::new(), status, message);
     }
     let request = PublishRequest::decode(body.slice(FRAME..)).expect("the client sends a PublishRequest");

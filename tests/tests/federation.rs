@@ -125,11 +125,12 @@ fn with_header(
     name: &str,
     change: impl Fn(&str) -> String,
 ) -> BTreeMap<String, String> {
-    let json = percent_decode_str(&form["subject_token"]).decode_utf8().unwrap();
-    let mut request: Value = serde_json::from_str(&json).unwrap();
-    let headers = request["headers"].as_array_mut().unwrap();
-    let header = headers.iter_mut().find(|header| header["key"].as_str().unwrap().eq_ignore_ascii_case(name)).unwrap();
-    let changed = change(header["value"].as_str().unwrap());
+    let json = percent_decode_str(&form["subject_token"]).decode_utf8().expect("UTF-8");
+    let mut request: Value = serde_json::from_str(&json).expect("JSON");
+    let headers = request["headers"].as_array_mut().expect("a list");
+    let is_it = |header: &&mut Value| header["key"].as_str().is_some_and(|key| key.eq_ignore_ascii_case(name));
+    let header = headers.iter_mut().find(is_it).expect("the header is there");
+    let changed = change(header["value"].as_str().expect("text"));
     assert_ne!(header["value"], json!(changed), "{name} is another");
     header["value"] = json!(changed);
     let token = utf8_percent_encode(&request.to_string(), NON_ALPHANUMERIC).to_string();

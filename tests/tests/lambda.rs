@@ -38,9 +38,10 @@ impl Lambda {
     }
 
     async fn invoke(&self, event: &Value) -> Answer {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(40)).build().unwrap();
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(40)).build().expect("a client");
         let url = format!("{}/2015-03-31/functions/publisher/invocations", self.runtime.url);
-        let answer = client.post(url).json(event).send().await.unwrap().text().await.unwrap();
+        let answer = client.post(url).json(event).send().await.expect("the runtime answers");
+        let answer = answer.text().await.expect("the runtime answers text");
         let answer: Value =
             serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}\n{}", self.function.log()));
         let body = answer["body"].as_str().unwrap_or_default();
@@ -118,12 +119,13 @@ fn function_url(body: &str, is_base64: bool) -> Value {
 
 /// An event of a REST API, payload version 1.
 fn rest_api(body: &str, is_base64: bool) -> Value {
-    let many = headers().as_object().unwrap().iter().map(|(name, value)| (name.clone(), json!([value]))).collect();
+    let headers = headers();
+    let many = headers.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), json!([value]))).collect();
     json!({
         "resource": "/publish",
         "path": "/publish",
         "httpMethod": "POST",
-        "headers": headers(),
+        "headers": headers,
         "multiValueHeaders": Value::Object(many),
         "queryStringParameters": null,
         "multiValueQueryStringParameters": null,
