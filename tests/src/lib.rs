@@ -9,10 +9,13 @@ mod call;
 mod functions;
 mod naughty;
 pub mod parts;
+pub mod publisher_process;
 pub mod pubsub;
 mod push;
 mod schemas;
 pub mod signer;
+pub mod sts;
+pub mod topic_server;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};

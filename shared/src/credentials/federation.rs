@@ -172,7 +172,7 @@ fn said(body: &[u8]) -> String {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let texts = [&body["error"], &body["error_description"], &body["error"]["status"], &body["error"]["message"]];
     let lines = texts.iter().filter_map(|text| text.as_str()?.lines().next());
-    lines.map(|line| format!(": {}", line.chars().take(MAX_REASON).collect::<String>())).collect()
+    lines.flat_map(|line| ": ".chars().chain(line.chars().take(MAX_REASON))).collect()
 }
 
 /// An error with its causes, without the address asked.
