@@ -21,7 +21,7 @@ mod layout;
 mod log;
 mod query;
 #[cfg(any(test, feature = "contract"))]
-#[cfg_attr(not(test), expect(clippy::unwrap_used, reason = "for checks, not a part of any program"))]
+#[expect(clippy::unwrap_used, reason = "for checks, not a part of any program")]
 pub mod rows;
 mod source;
 mod table;
@@ -213,7 +213,7 @@ impl DeltaSink {
     }
 
     /// [`DeltaSink::open`] with other than the usual options.
-    pub fn open_with(root: &Path, clock: Clock, options: Options) -> Result<Self, DeltaError> {
+    pub fn open_with(root: &Path, clock: Clock, mut options: Options) -> Result<Self, DeltaError> {
         let failed = |doing| move |source| DeltaError::Io { place: root.display().to_string(), doing, source };
         let root = std::path::absolute(root).map_err(failed("finding the warehouse"))?;
         create_folder(&root).map_err(failed("creating the warehouse"))?;
@@ -231,7 +231,7 @@ impl DeltaSink {
             }
         }
         let worker = Worker::start().map_err(failed("starting a thread"))?;
-        let options = Options { commit_interval: 0, ..options };
+        options.commit_interval = 0;
         Ok(Self::new(Place::Folder(root.clone()), Right::Lock { root, _file: lock }, worker, clock, options))
     }
 

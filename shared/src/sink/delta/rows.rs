@@ -40,7 +40,7 @@ fn value(column: &Column, array: &ArrayRef, row: usize) -> Value<'static> {
     scalar(&column.kind, array, row)
 }
 
-fn scalar(kind: &Kind, array: &ArrayRef, row: usize) -> Value<'static> {
+pub(super) fn scalar(kind: &Kind, array: &ArrayRef, row: usize) -> Value<'static> {
     if array.is_null(row) {
         return Value::Null;
     }

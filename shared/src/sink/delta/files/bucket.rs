@@ -40,7 +40,7 @@ impl BucketFiles {
     }
 
     fn path(&self, path: &str) -> Path {
-        path.split('/').fold(self.table.clone(), |folder, part| folder.join(part))
+        path.split('/').fold(self.table.clone(), Path::join)
     }
 
     /// Refuses whoever does not hold the warehouse, before anything in it changes.
@@ -53,13 +53,19 @@ impl BucketFiles {
 
     async fn create(&self, path: &Path, bytes: Bytes) -> io::Result<()> {
         self.hold().await?;
-        let put = self.store.put_opts(path, bytes.clone().into(), PutMode::Create.into()).await;
-        let Err(object_store::Error::AlreadyExists { .. }) = put else { return Ok(put.map(|_| ())?) };
-        // A request whose answer was lost is made again, and meets what the first one wrote.
-        if self.store.get(path).await?.bytes().await? == bytes {
+        let Err(error) = self.store.put_opts(path, bytes.clone().into(), PutMode::Create.into()).await else {
             return Ok(());
+        };
+        // The request may have been carried out although its answer was lost, or have met what it wrote the first time.
+        let there = match self.store.get(path).await {
+            Ok(found) => found.bytes().await,
+            Err(unread) => Err(unread),
+        };
+        match (there, error) {
+            (Ok(there), _) if there == bytes => Ok(()),
+            (_, object_store::Error::AlreadyExists { .. }) => Err(io::ErrorKind::AlreadyExists.into()),
+            (_, error) => Err(error.into()),
         }
-        Err(io::ErrorKind::AlreadyExists.into())
     }
 
     async fn list(&self, folder: &Path) -> io::Result<Vec<object_store::ObjectMeta>> {

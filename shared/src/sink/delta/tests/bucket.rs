@@ -1,8 +1,17 @@
 //! The warehouse in a bucket: one writer by lease, commits that keep their distance.
 
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use async_trait::async_trait;
 use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+};
 
 use super::*;
 use crate::bucket::Location;
@@ -240,4 +249,89 @@ async fn a_reader_changes_nothing() {
     let location = bucket();
     assert_eq!(read(&location, "clickstream").await, Vec::<Bytes>::new());
     assert_eq!(location.store.list(None).try_collect::<Vec<_>>().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_stands_once() {
+    let store = Arc::new(Unreliable::default());
+    let location = Location { store: Arc::clone(&store) as _, ..bucket() };
+    let sink = open(&location, "test", &Clock::system(), quick()).await.unwrap();
+    assert_eq!(clicks(&sink, [1]).await, [Outcome::Done]);
+    store.entries.store(LOSES_ANSWERS, Ordering::Release);
+    assert_eq!(clicks(&sink, [2]).await, [Outcome::Done]);
+    assert_eq!(read(&location, "clickstream").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_bucket_that_fails_means_try_again_and_heals() {
+    let store = Arc::new(Unreliable::default());
+    let location = Location { store: Arc::clone(&store) as _, ..bucket() };
+    let sink = open(&location, "test", &Clock::system(), quick()).await.unwrap();
+    assert_eq!(clicks(&sink, [1]).await, [Outcome::Done]);
+    store.entries.store(REFUSES, Ordering::Release);
+    assert!(retry_reason(&clicks(&sink, [2]).await).contains("writing the log"));
+    store.entries.store(WORKS, Ordering::Release);
+    assert_eq!(clicks(&sink, [2]).await, [Outcome::Done]);
+    assert_eq!(read(&location, "clickstream").await.len(), 2);
+}
+
+const WORKS: u8 = 0;
+const LOSES_ANSWERS: u8 = 1;
+const REFUSES: u8 = 2;
+
+/// A bucket that treats entries of the log as told.
+#[derive(Debug, Default)]
+struct Unreliable {
+    store: InMemory,
+    entries: AtomicU8,
+}
+
+impl fmt::Display for Unreliable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unreliable")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Unreliable {
+    async fn put_opts(&self, path: &ObjectPath, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        let is_entry = path.extension() == Some("json");
+        let fault = || Error::Generic { store: "test", source: "connection reset".into() };
+        match self.entries.load(Ordering::Acquire) {
+            LOSES_ANSWERS if is_entry => self.store.put_opts(path, payload, options).await.and(Err(fault())),
+            REFUSES if is_entry => Err(fault()),
+            _ => self.store.put_opts(path, payload, options).await,
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &ObjectPath,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> StoreResult<GetResult> {
+        self.store.get_opts(path, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, StoreResult<ObjectPath>>,
+    ) -> BoxStream<'static, StoreResult<ObjectPath>> {
+        self.store.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.store.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> StoreResult<ListResult> {
+        self.store.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> StoreResult<()> {
+        self.store.copy_opts(from, to, options).await
+    }
 }

@@ -10,17 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use deltalake::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use deltalake::arrow::datatypes::{Date32Type, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
+use deltalake::arrow::array::{AsArray, RecordBatch};
+use deltalake::arrow::datatypes::Int64Type;
 
 use super::files::Place;
 use super::rows::{self, lines};
 use super::{DeltaSink, Options, QueryError, Warehouse};
 use crate::clock::{Clock, SECOND};
 use crate::decode::time;
-use crate::encode;
 use crate::row::Value;
-use crate::schema::{Column, Kind, Mode, Plan, Registry};
+use crate::schema::{Plan, Registry};
 use crate::sink::contract::{batch, click, values};
 use crate::sink::{Outcome, Sink as _};
 

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::schema::Kind;
 use crate::schema::compile;
+use crate::sink::delta::rows::scalar;
 
 fn schema(columns: &str, version: &str) -> Arc<Plan> {
     let text = format!(
