@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use pipeline_tests::signer::{self, KeyServer, SigningKey};
 use serde_json::json;
+use shared::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,6 +25,11 @@ struct Cli {
 enum Command {
     /// Push messages to a function on this machine
     Push(Push),
+    /// Sign for pushes until killed: prints what a function with PUSH_AUTH=oidc is to be set to
+    Signer {
+        /// The file that the token of the push account is written to
+        token: std::path::PathBuf,
+    },
 }
 
 #[derive(clap::Args, Clone)]
@@ -51,6 +58,7 @@ struct Push {
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Push(args) => push(args).await,
+        Command::Signer { token } => sign(&token).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,6 +70,17 @@ async fn main() -> ExitCode {
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn sign(token: &std::path::Path) -> Result<(), Failure> {
+    let key = SigningKey::generate("load");
+    let keys = KeyServer::start(&[&key]);
+    std::fs::write(token, key.sign(&signer::claims(Clock::system().now())))?;
+    println!("PUSH_AUTH=oidc");
+    println!("PUSH_AUDIENCE={}", signer::AUDIENCE);
+    println!("PUSH_SERVICE_ACCOUNT={}", signer::ACCOUNT);
+    println!("PUSH_KEYS_URL={}", keys.url);
+    std::future::pending().await
+}
 
 async fn push(args: Push) -> Result<(), Failure> {
     let token = args.token.as_ref().map(std::fs::read_to_string).transpose()?;
