@@ -1,9 +1,11 @@
 //! Logs: human-readable on a terminal, one JSON object a line in Cloud Logging's form elsewhere. Ids and counts, never
-//! payloads, addresses or secrets.
+//! payloads, addresses or secrets. A line that is written while a request is handled carries the request's trace.
 
 use std::fmt;
+use std::future::Future;
 use std::io::IsTerminal;
 
+use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -18,23 +20,76 @@ use crate::decode::time::timestamp_text;
 /// The field of a report of metrics.
 const METRICS: &str = "metrics";
 
-/// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`).
-pub fn init(filter: &str) {
+tokio::task_local! {
+    /// The trace of the request that the task works for.
+    static TRACE: Option<Trace>;
+}
+
+/// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`); `project` is the
+/// one that traces belong to.
+pub fn init(filter: &str, project: Option<&str>) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = if std::io::stderr().is_terminal() {
         builder.with_target(false).try_init()
     } else {
-        builder.event_format(CloudLogging { clock: Clock::system() }).try_init()
+        builder.event_format(CloudLogging { clock: Clock::system(), project: project.map(str::to_string) }).try_init()
     };
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
 }
 
+/// What a request's headers say of its trace. They are read only where a line is written.
+#[derive(Debug, Clone)]
+pub enum Trace {
+    /// `traceparent`: <https://www.w3.org/TR/trace-context/>.
+    W3c(HeaderValue),
+    /// `X-Cloud-Trace-Context`: `<trace>/<span in decimal>;o=1`.
+    Google(HeaderValue),
+}
+
+impl Trace {
+    /// The trace that a request belongs to.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let w3c = headers.get("traceparent").cloned().map(Self::W3c);
+        w3c.or_else(|| headers.get("x-cloud-trace-context").cloned().map(Self::Google))
+    }
+
+    /// Trace (32 hexadecimal digits) and span (16); none where a header has another form, so that nothing else that a
+    /// client writes there gets into a log.
+    fn ids(&self) -> Option<(&str, Option<String>)> {
+        let hex = |text: &&str, digits| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match self {
+            Self::W3c(header) => {
+                let mut parts = header.to_str().ok()?.split('-').skip(1);
+                let trace = parts.next().filter(|text| hex(text, 32))?;
+                Some((trace, parts.next().filter(|text| hex(text, 16)).map(str::to_string)))
+            }
+            Self::Google(header) => {
+                let mut parts = header.to_str().ok()?.split(['/', ';']);
+                let trace = parts.next().filter(|text| hex(text, 32))?;
+                let span: Option<u64> = parts.next().and_then(|text| text.parse().ok());
+                Some((trace, span.map(|span| format!("{span:016x}"))))
+            }
+        }
+    }
+}
+
+/// Does `work` for the request of `trace`.
+pub fn traced<F: Future>(trace: Option<Trace>, work: F) -> impl Future<Output = F::Output> {
+    TRACE.scope(trace, work)
+}
+
+/// The trace of the request that this task works for, to be handed to another task.
+pub fn current_trace() -> Option<Trace> {
+    TRACE.try_with(Clone::clone).ok().flatten()
+}
+
 /// One JSON object a line: `severity`, `message`, `time`, and the event's own fields.
 struct CloudLogging {
     clock: Clock,
+    project: Option<String>,
 }
 
 impl<S, N> FormatEvent<S, N> for CloudLogging
@@ -48,6 +103,11 @@ where
         record.0.insert("time".into(), timestamp_text(self.clock.now()).into());
         event.record(&mut record);
         record.0.insert("target".into(), event.metadata().target().into());
+        if let Some((trace, span)) = current_trace().as_ref().and_then(Trace::ids) {
+            let name = self.project.as_ref().map_or_else(|| trace.into(), |id| format!("projects/{id}/traces/{trace}"));
+            record.0.insert("logging.googleapis.com/trace".into(), name.into());
+            record.0.extend(span.map(|span| ("logging.googleapis.com/spanId".into(), span.into())));
+        }
         writeln!(writer, "{}", Value::Object(record.0))
     }
 }
@@ -84,5 +144,44 @@ impl Visit for Fields {
     }
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.0.insert(field.name().into(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(name: &'static str, value: &'static str) -> Option<(String, Option<String>)> {
+        let headers = HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_static(value))]);
+        let trace = Trace::of(&headers)?;
+        trace.ids().map(|(trace, span)| (trace.to_string(), span))
+    }
+
+    #[test]
+    fn both_forms_of_a_trace_are_read() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736".to_string();
+        let expected = Some((trace.clone(), Some("00f067aa0ba902b7".to_string())));
+        assert_eq!(ids("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), expected);
+        assert_eq!(ids("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e4736/67667974448284343;o=1"), expected);
+        assert_eq!(ids("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e4736"), Some((trace, None)));
+    }
+
+    #[test]
+    fn what_is_no_trace_stays_out_of_the_log() {
+        for value in ["", "00", "00-jane@example.com-00f067aa0ba902b7-01", "00-4bf92f3577b34da6a3ce929d0e0e473-1-01"] {
+            assert_eq!(ids("traceparent", value), None, "{value}");
+            assert_eq!(ids("x-cloud-trace-context", value), None, "{value}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_trace_is_that_of_the_work_it_was_given_to() {
+        let trace =
+            || Some(Trace::W3c(HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")));
+        let inside = traced(trace(), async {
+            let handed_on = traced(current_trace(), async { current_trace().is_some() });
+            (current_trace().is_some(), tokio::spawn(handed_on).await.unwrap())
+        });
+        assert_eq!((inside.await, current_trace().is_some()), ((true, true), false));
     }
 }

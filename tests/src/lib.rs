@@ -3,13 +3,20 @@
 //!
 //! Nothing here knows how a function works inside: requests go in, answers, messages, rows and objects come out.
 
+pub mod bigquery;
 pub mod binary;
 mod call;
 mod functions;
 mod naughty;
 pub mod parts;
+pub mod publisher_process;
+pub mod pubsub;
 mod push;
 mod schemas;
+pub mod signer;
+pub mod storage_write;
+pub mod sts;
+pub mod topic_server;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};

@@ -153,16 +153,41 @@ pub fn bqemulator() -> Option<BigQuery> {
     Some(BigQuery { rest: url(rest), grpc: url(grpc), process })
 }
 
-/// AWS (S3, STS, IAM) by moto, empty. With `authenticated` it checks signatures from the first request on.
+/// AWS (S3, STS, IAM) by moto, empty, with the patch of `tests/parts/moto.py`. With `authenticated` it checks signatures
+/// from the first request on.
 pub fn moto(authenticated: bool) -> Option<Server> {
-    let server = program("moto_server")?;
+    let python = program("python")?;
     let port = free_port();
-    let mut command = Command::new(server);
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("parts/moto.py"));
     command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
     if authenticated {
         command.env("INITIAL_NO_AUTH_ACTION_COUNT", "0");
     }
     let mut process = Process::start("moto", command);
+    process.wait_for_port(port);
+    Some(Server { url: format!("http://127.0.0.1:{port}"), process })
+}
+
+/// The Lambda runtime of cargo-lambda, without a function. A process with `AWS_LAMBDA_RUNTIME_API` set to
+/// `<url>/.rt/<function>` answers the events posted to `<url>/2015-03-31/functions/<function>/invocations`.
+pub fn lambda_runtime() -> Option<Server> {
+    let cargo_lambda = program("cargo-lambda")?;
+    let port = free_port();
+    let mut command = Command::new(cargo_lambda);
+    command.args([
+        "lambda",
+        "watch",
+        "--only-lambda-apis",
+        "--timeout",
+        "30",
+        "-A",
+        "127.0.0.1",
+        "-P",
+        &port.to_string(),
+    ]);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    let mut process = Process::start("cargo lambda watch", command);
     process.wait_for_port(port);
     Some(Server { url: format!("http://127.0.0.1:{port}"), process })
 }

@@ -21,9 +21,6 @@ pub use config::Config;
 pub use handler::{Batcher, Deps};
 use shared::push;
 
-/// Pub/Sub's largest message (10 MB) in base64 with its envelope.
-const MAX_BODY: usize = 16 << 20;
-
 /// The way of a push into one of the batcher's handlers.
 macro_rules! push {
     ($handler:ident) => {
@@ -43,7 +40,7 @@ pub fn router(batcher: Arc<Batcher>) -> Router {
         .route("/health", get(async || Json(json!({"status": "ok"}))))
         .route("/metrics", get(async |State(batcher): State<Arc<Batcher>>| batcher.metrics().text()))
         .route("/ready", get(ready))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(push::MAX_BODY))
         .with_state(batcher)
 }
 

@@ -15,9 +15,6 @@ pub use handler::{Deps, Enricher};
 use serde_json::json;
 use shared::push;
 
-/// Pub/Sub's largest message (10 MB) in base64 with its envelope.
-const MAX_BODY: usize = 16 << 20;
-
 /// `POST /` takes pushes; `GET /health` and `GET /ready` answer 200 (the lookups were loaded before).
 pub fn router(enricher: Arc<Enricher>) -> Router {
     Router::new()
@@ -25,7 +22,7 @@ pub fn router(enricher: Arc<Enricher>) -> Router {
         .route("/health", get(async || Json(json!({"status": "ok"}))))
         .route("/metrics", get(async |State(enricher): State<Arc<Enricher>>| enricher.metrics().text()))
         .route("/ready", get(async || Json(json!({"status": "ready"}))))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(push::MAX_BODY))
         .with_state(enricher)
 }
 

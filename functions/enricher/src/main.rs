@@ -1,8 +1,23 @@
 //! The function as a process.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use enricher::config::{Config, cloud};
+use enricher::{Enricher, router};
+use shared::serve::{self, Failure};
+use shared::settings::Settings;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::serve::main(async |_| Ok(())).await
+    serve::main(wire).await
+}
+
+async fn wire(settings: Settings) -> Result<(), Failure> {
+    let config = Config::read(&settings)?;
+    let enricher = Arc::new(Enricher::new(cloud::deps(&settings).await?, config));
+    let ending = Arc::clone(&enricher);
+    serve::run(&settings, router(Arc::clone(&enricher)), move || ending.hurry()).await?;
+    enricher.metrics().report();
+    Ok(())
 }

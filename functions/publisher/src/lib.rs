@@ -3,7 +3,11 @@
 //! [`router`] is the whole function; it runs behind API Gateway and in `contextflow dev` alike. [`handler`] knows no
 //! runtime.
 
+#[cfg(feature = "cloud")]
+pub mod config;
 pub mod handler;
+#[cfg(feature = "cloud")]
+pub mod runtime;
 pub mod synthetic;
 
 use std::net::IpAddr;

@@ -1,8 +1,21 @@
-//! The function as a process.
+//! The function as a process: on AWS Lambda, else plain HTTP on `PORT`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use publisher::{config, router, runtime};
+use shared::serve::{self, Failure};
+use shared::settings::Settings;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    shared::serve::main(async |_| Ok(())).await
+    serve::main(wire).await
+}
+
+async fn wire(settings: Settings) -> Result<(), Failure> {
+    let router = router(Arc::new(config::deps(&settings).await?));
+    match settings.get("AWS_LAMBDA_RUNTIME_API") {
+        Some(_) => runtime::lambda(router).await,
+        None => runtime::http(&settings, router).await,
+    }
 }

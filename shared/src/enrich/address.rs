@@ -26,7 +26,7 @@ impl FromStr for Anonymise {
             "" | "off" => Ok(Self::Off),
             "truncate" => Ok(Self::Truncate),
             "drop" => Ok(Self::Drop),
-            _ => Err(format!("IP_ANONYMISE: `{text}` is none of off, truncate, drop")),
+            _ => Err(format!("`{text}` is none of off, truncate, drop")),
         }
     }
 }

@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use object_store::{ObjectStore, ObjectStoreExt};
+
 use super::compile::{SchemaError, compile};
 use super::plan::{Ingest, Plan};
+use crate::bucket::Location;
+#[cfg(feature = "buckets")]
+use crate::settings::{SettingError, Settings, fault};
 
 /// The schema files that are part of the binary, every one of `shared/schemas/`: name and text.
 const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/schemas.rs"));
@@ -50,6 +55,44 @@ impl Registry {
         Ok(registry)
     }
 
+    /// The built-in schemas and every `*.json` that lies directly at a place, in the order of their names. A place without
+    /// any is refused: it is a mistake in its address.
+    pub async fn with_location(location: &Location) -> Result<Self, SchemaError> {
+        let mut registry = Self::built_in()?;
+        let unreadable =
+            |file: &str, reason: String| SchemaError { file: file.into(), field: "the file".into(), reason };
+        let listed = location.store.list_with_delimiter(Some(&location.path)).await;
+        let listed = listed.map_err(|error| unreadable(&location.uri, error.to_string()))?;
+        let mut paths: Vec<_> = listed.objects.into_iter().map(|object| object.location).collect();
+        paths.retain(|path| path.extension() == Some("json"));
+        paths.sort();
+        if paths.is_empty() {
+            return Err(unreadable(&location.uri, "there is no *.json here; give the folder of the schemas".into()));
+        }
+        for path in paths {
+            let file = format!("{}/{}", location.uri.trim_end_matches('/'), path.filename().unwrap_or_default());
+            let object = location.store.get(&path).await.map_err(|error| unreadable(&file, error.to_string()))?;
+            let bytes = object.bytes().await.map_err(|error| unreadable(&file, error.to_string()))?;
+            let text = std::str::from_utf8(&bytes).map_err(|error| unreadable(&file, error.to_string()))?;
+            registry.add(&file, text)?;
+        }
+        Ok(registry)
+    }
+
+    /// The built-in schemas and those that `SCHEMAS_URI` names.
+    #[cfg(feature = "buckets")]
+    pub async fn read(settings: &Settings) -> Result<Self, SettingError> {
+        let name = "SCHEMAS_URI";
+        let registry = match settings.get(name) {
+            Some(uri) => {
+                let location = crate::bucket::open(uri, settings).map_err(|error| fault(name, error))?;
+                Self::with_location(&location).await
+            }
+            None => Self::built_in(),
+        };
+        registry.map_err(|error| fault(name, error))
+    }
+
     /// Compiles one schema file and adds it; a type or table that is there already is refused.
     pub fn add(&mut self, file: &str, text: &str) -> Result<Arc<Plan>, SchemaError> {
         let plan = Arc::new(compile(file, text)?);
@@ -78,5 +121,44 @@ impl Registry {
     /// The plan of a type that may come in over a stream: `public` or `stream`.
     pub fn streaming(&self, event_type: &str) -> Option<&Arc<Plan>> {
         self.get(event_type).filter(|plan| matches!(plan.ingest, Ingest::Public | Ingest::Stream))
+    }
+}
+
+#[cfg(all(test, feature = "buckets"))]
+mod tests {
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+
+    use super::*;
+
+    fn schema(event_type: &str) -> String {
+        let file = BUILT_IN.iter().find(|(file, _)| file.starts_with("clickstream")).map(|(_, text)| *text).unwrap();
+        let mut schema: serde_json::Value = serde_json::from_str(file).unwrap();
+        schema["event_type"] = event_type.into();
+        schema["table"]["name"] = event_type.into();
+        schema.to_string()
+    }
+
+    #[tokio::test]
+    async fn schemas_of_a_bucket_come_beside_those_built_in() {
+        let store = Arc::new(InMemory::new());
+        let location = Location { store: store.clone(), path: Path::from("schemas"), uri: "gs://b/schemas/".into() };
+        let error = Registry::with_location(&location).await.unwrap_err().to_string();
+        assert!(error.contains("gs://b/schemas/") && error.contains("no *.json"), "{error}");
+
+        for (path, text) in [
+            ("schemas/search.json", schema("search")),
+            ("schemas/old/b.json", schema("b")),
+            ("schemas/a.md", "#".into()),
+        ] {
+            store.put(&Path::from(path), text.into()).await.unwrap();
+        }
+        let registry = Registry::with_location(&location).await.unwrap();
+        assert_eq!(registry.plans().count(), BUILT_IN.len() + 1);
+        assert!(registry.get("search").is_some());
+
+        store.put(&Path::from("schemas/bad.json"), "{".into()).await.unwrap();
+        let error = Registry::with_location(&location).await.unwrap_err().to_string();
+        assert!(error.contains("gs://b/schemas/bad.json"), "{error}");
     }
 }

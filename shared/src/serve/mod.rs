@@ -1,35 +1,116 @@
-//! A function as a process: it starts from its settings, serves HTTP and ends by SIGTERM with nothing held.
+//! A function as a process: it starts from its settings, serves HTTP to those who may push, and ends by SIGTERM with
+//! nothing held.
 
+mod auth;
+mod guard;
+mod keys;
+mod listen;
+
+use std::fmt;
 use std::future::Future;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::settings::Settings;
+pub use guard::Guard;
+pub use listen::serve;
+
+use crate::clock::Clock;
+use crate::settings::{SettingError, Settings, fault};
 use crate::telemetry;
 
-/// Runs `wire` with the settings of the process; what it answers as an error is said aloud.
-pub async fn main<F: Future<Output = Result<(), String>>>(wire: impl FnOnce(Settings) -> F) -> ExitCode {
-    let settings = Settings::from_env();
-    telemetry::init(settings.text("RUST_LOG", "info"));
-    match wire(settings).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            tracing::error!(reason, "cannot go on");
-            ExitCode::FAILURE
+/// From the signal to the end of the process, whatever happens. Cloud Run kills after 10 s.
+const END_WITHIN: Duration = Duration::from_secs(8);
+/// Of that, what requests under way have to be answered in.
+const ANSWER_WITHIN: Duration = Duration::from_secs(7);
+
+/// Why a function cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// A setting cannot be used: exit code 2.
+    Setting(SettingError),
+    /// Anything else: exit code 1.
+    Work(String),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Setting(_) => ExitCode::from(2),
+            Self::Work(_) => ExitCode::FAILURE,
         }
     }
 }
 
-/// Serves `router` on `PORT` until the process is told to end; then `on_end` is called once, and what is under way is
-/// answered.
-pub async fn run(settings: &Settings, router: Router, on_end: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let port: u16 = settings.parsed("PORT", 8080).map_err(|error| error.to_string())?;
-    let listener = TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| format!("PORT: {port}: {error}"))?;
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting(error) => error.fmt(f),
+            Self::Work(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        Self::Setting(error)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Work(reason)
+    }
+}
+
+/// Runs `wire` with the settings of the process; what it answers as an error is said aloud, with the variable where one
+/// is at fault.
+pub async fn main<F, E>(wire: impl FnOnce(Settings) -> F) -> ExitCode
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<Failure>,
+{
+    let settings = Settings::from_env();
+    telemetry::init(settings.text("RUST_LOG", "info"), settings.get("GOOGLE_CLOUD_PROJECT"));
+    match wire(settings).await.map_err(Into::into) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!(reason = %failure, "cannot go on");
+            failure.exit_code()
+        }
+    }
+}
+
+/// Serves `router` on `PORT`, behind the [`Guard`] that the settings ask for, until SIGTERM or Ctrl-C. Then `on_end` is
+/// called once, so that nothing waits any longer, and what is under way is answered. After 8 s the process ends,
+/// whatever is left.
+pub async fn run(settings: &Settings, router: Router, on_end: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let guard = Arc::new(Guard::read(settings, Clock::system())?);
+    let port: u16 = settings.parsed("PORT", 8080)?;
+    let listener =
+        TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| fault("PORT", format!("{port}: {error}")))?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
     let ended = async move {
-        let _ = tokio::signal::ctrl_c().await;
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        tracing::info!("asked to end");
+        std::thread::spawn(end_by_force);
         on_end();
     };
-    axum::serve(listener, router).with_graceful_shutdown(ended).await.map_err(|error| error.to_string())
+    tracing::info!(port, "serving");
+    serve(listener, router, guard, ended, ANSWER_WITHIN).await;
+    Ok(())
+}
+
+/// A thread of its own, since a runtime whose threads are all blocked runs no timer.
+fn end_by_force() {
+    std::thread::sleep(END_WITHIN);
+    tracing::error!("not at an end in time, ended by force");
+    std::process::exit(1);
 }

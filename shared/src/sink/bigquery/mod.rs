@@ -320,7 +320,8 @@ impl Append<'_> {
             return self.settle(rows, &Outcome::Retry(format!("{}: {reason}", self.table.name)));
         }
         tracing::warn!(table = self.table.name, rows = rows.len(), tries, reason, "append to be tried again");
-        tokio::time::sleep(jittered(pause * 2_u32.saturating_pow(tries - 1))).await;
+        let pause = pause * 2_u32.saturating_pow(tries - 1);
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
         self.land(rows, tries + 1).await;
     }
 
@@ -337,7 +338,8 @@ impl Append<'_> {
             return self.again(rows, tries, message).await;
         }
         if Layout::new(columns, &lacking) == connection.layout {
-            return self.refuse(rows, &format!("BigQuery: {message}; {MEND}, then replay"));
+            let detail = format!("BigQuery: {message}; {MEND}, then replay");
+            return self.settle(rows, &Outcome::Poison(Reason { code: Code::MissingColumn, detail }));
         }
         let columns: Vec<_> = lacking.iter().map(String::as_str).collect();
         tracing::error!(table = self.table.name, columns = columns.join(", "), "the table lacks columns; {MEND}");
@@ -472,12 +474,6 @@ fn no_table(name: &str) -> String {
 
 fn words(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
-}
-
-/// From half of `pause` to one and a half.
-fn jittered(pause: Duration) -> Duration {
-    let random = uuid::Uuid::new_v4().as_bytes()[0];
-    pause.mul_f64(0.5 + f64::from(random) / 256.0)
 }
 
 /// An error with its causes.

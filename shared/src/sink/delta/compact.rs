@@ -4,12 +4,9 @@
 //! commit that removes its inputs and adds its output, so a reader sees either, never both.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::UNIX_EPOCH;
 
 use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::checkpoints::create_checkpoint;
@@ -19,6 +16,7 @@ use deltalake::schema::cast_record_batch;
 use tracing::warn;
 
 use super::data_file::{self, Part};
+use super::files::{Files, LOG};
 use super::layout::{Fault, stats_columns};
 use super::log::{self, DataFile, State};
 use super::table::Table;
@@ -139,10 +137,10 @@ impl Table {
     }
 
     async fn merge(&self, merge: Merge, layout: Layout) -> Result<(), DeltaError> {
-        let (table, inputs, now) = (self.folder.clone(), merge.clone(), self.clock.now());
+        let (table, inputs, now) = (Arc::clone(&self.files), merge.clone(), self.clock.now());
         let add = self
             .worker
-            .run(move || write_merged(&table, &inputs, &layout, now))
+            .run(move || write_merged(&*table, &inputs, &layout, now))
             .await?
             .map_err(|error| error.into_delta(&self.name))?;
         let removes = merge.files.iter().map(|file| Action::Remove(log::tombstone(merge.part, file, now)));
@@ -168,22 +166,25 @@ impl Table {
         if let Some(state) = self.slot.lock().await.state.as_mut() {
             state.since_checkpoint = state.version.saturating_sub(version);
         }
-        let (folder, name) = (self.folder.clone(), self.name.clone());
+        let files = Arc::clone(&self.files);
         let runtime = tokio::runtime::Handle::current();
         // delta-rs writes a checkpoint without yielding.
         let written = self.worker.run(move || {
             runtime.block_on(async {
-                let url = deltalake::ensure_table_uri(folder.to_string_lossy())?;
-                let table = deltalake::open_table_with_version(url, version).await?;
-                create_checkpoint(&table, None).await
+                match log::open(&*files, Some(version)).await? {
+                    Some(table) => create_checkpoint(&table, None).await.map(|()| true),
+                    None => Ok(false),
+                }
             })
         });
-        written.await?.map_err(|error| self.unreadable(error))?;
-        let (folder, before) = (self.folder.clone(), self.clock.now() - self.options.log_retention);
+        if !written.await?.map_err(|error| self.unreadable(error))? {
+            return Ok(());
+        }
+        let (files, before) = (Arc::clone(&self.files), self.clock.now() - self.options.log_retention);
         self.worker
-            .run(move || sync_checkpoint(&folder, version).and_then(|()| clean_log(&folder, before)))
+            .run(move || files.seal_checkpoint(version).and_then(|()| clean_log(&*files, before)))
             .await?
-            .map_err(|source| DeltaError::Io { place: name, doing: "tidying the log", source })
+            .map_err(|error| self.io("tidying the log", error))
     }
 
     /// Deletes files that no version has needed for the retention time.
@@ -192,30 +193,23 @@ impl Table {
         let mut expired = Vec::new();
         if let Some(state) = self.slot.lock().await.state.as_mut() {
             while let Some((_, path)) = state.removed.pop_front_if(|(since, _)| *since < before) {
-                expired.push(self.folder.join(path));
+                expired.push(path);
             }
         }
         if expired.is_empty() {
             return Ok(());
         }
-        let delete = move || expired.iter().try_for_each(|path: &PathBuf| remove_if_there(path));
-        self.worker.run(delete).await?.map_err(|error| self.io("removing old files", error))
-    }
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        let files = Arc::clone(&self.files);
+        self.worker.run(move || files.delete(&expired)).await?.map_err(|error| self.io("removing old files", error))
     }
 }
 
 /// Reads the inputs of a merge and writes its output, sorted like them.
-fn write_merged(table: &Path, merge: &Merge, layout: &Layout, now: Micros) -> Result<Add, Fault> {
+fn write_merged(table: &dyn Files, merge: &Merge, layout: &Layout, now: Micros) -> Result<Add, Fault> {
     let Layout { schema, plan } = layout;
     let mut batches = Vec::new();
     for file in &merge.files {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(table.join(&file.path))?)
+        let reader = ParquetRecordBatchReaderBuilder::try_new(table.read(&file.path)?)
             .and_then(|reader| reader.with_batch_size(64 * 1024).build())
             .map_err(io::Error::other)?;
         for batch in reader {
@@ -228,7 +222,9 @@ fn write_merged(table: &Path, merge: &Merge, layout: &Layout, now: Micros) -> Re
     let clustering: Vec<_> = clustering.filter_map(|column| schema.index_of(&column.name).ok()).collect();
     let merged = data_file::merge(merge.part, &batches, &clustering, &stats_columns(plan)).map_err(io::Error::other)?;
     drop(batches);
-    Ok(log::store(table, &merged, false, now)?)
+    let (file, add) = log::new_file(merged, false, now);
+    table.store(vec![file])?;
+    Ok(add)
 }
 
 fn replace(state: &mut State, merge: &Merge, add: &Add, now: Micros) {
@@ -240,43 +236,19 @@ fn replace(state: &mut State, merge: &Merge, add: &Add, now: Micros) {
     state.add(merge.part, add, rows, newest);
 }
 
-/// Makes a checkpoint that delta-rs wrote outlive a crash, before anything that it covers is removed.
-fn sync_checkpoint(table: &Path, version: u64) -> io::Result<()> {
-    let folder = log::log_folder(table);
-    let prefix = format!("{version:020}.checkpoint");
-    for entry in fs::read_dir(&folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(&prefix) || name == "_last_checkpoint" {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    log::sync_folder(&folder)
-}
-
 /// Removes log entries and checkpoints older than the newest checkpoint that was there at `before`, so that a reader
 /// of any version since then still finds what it needs.
-fn clean_log(table: &Path, before: Micros) -> io::Result<()> {
-    let is_old = |path: &Path| {
-        let age = fs::metadata(path).and_then(|file| file.modified()).ok();
-        let age = age.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        age.is_some_and(|age| i64::try_from(age.as_micros()).is_ok_and(|micros| micros < before))
-    };
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(log::log_folder(table))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        match name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) {
-            Some(version) => entries.push((version, name.contains(".checkpoint"), entry.path())),
-            // Of a crash between its writing and its removal.
-            None if name.ends_with(".json.tmp") && is_old(&entry.path()) => remove_if_there(&entry.path())?,
-            None => {}
-        }
-    }
-    let checkpoints = entries.iter().filter(|(_, is_checkpoint, path)| *is_checkpoint && is_old(path));
-    let Some(keep) = checkpoints.map(|(version, ..)| *version).max() else { return Ok(()) };
-    entries.iter().filter(|(version, ..)| *version < keep).try_for_each(|(.., path)| remove_if_there(path))
+fn clean_log(table: &dyn Files, before: Micros) -> io::Result<()> {
+    let entries = table.log_entries()?;
+    let version = |name: &str| name.get(..20).and_then(|digits| digits.parse::<u64>().ok());
+    let old = || entries.iter().filter(|entry| entry.modified.is_some_and(|modified| modified < before));
+    let checkpoints = old().filter(|entry| entry.name.contains(".checkpoint"));
+    let keep = checkpoints.filter_map(|entry| version(&entry.name)).max().unwrap_or(0);
+    let covered = entries.iter().filter(|entry| version(&entry.name).is_some_and(|version| version < keep));
+    // Of a crash between its writing and its removal.
+    let torn = old().filter(|entry| version(&entry.name).is_none() && entry.name.ends_with(".json.tmp"));
+    let paths: Vec<_> = covered.chain(torn).map(|entry| format!("{LOG}/{}", entry.name)).collect();
+    if paths.is_empty() { Ok(()) } else { table.delete(&paths) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The table on disk as its plan wants it: created, and widened when the schema gains columns.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use deltalake::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
@@ -11,6 +10,7 @@ use serde_json::json;
 
 use super::arrow::arrow_schema;
 use super::data_file::PARTITION_DATE;
+use super::files::Files;
 use super::log::{self, CommitError, State};
 use super::{DeltaError, Options};
 use crate::clock::{Micros, SECOND};
@@ -61,11 +61,11 @@ pub(super) fn stats_columns(plan: &Plan) -> Vec<String> {
 }
 
 /// Writes version 0: columns, partitioning and what other engines must know to keep the table as it is.
-pub(super) fn create(table: &Path, plan: &Plan, options: &Options, now: Micros) -> Result<State, Fault> {
+pub(super) fn create(table: &dyn Files, plan: &Plan, options: &Options, now: Micros) -> Result<State, Fault> {
     if plan.columns.iter().any(|column| column.name.eq_ignore_ascii_case(PARTITION_DATE)) {
         return Err(Fault::Schema(format!("`{PARTITION_DATE}` is the name of a hidden column")));
     }
-    log::create_folder(&log::log_folder(table))?;
+    table.prepare()?;
     let schema = arrow_schema(plan);
     let partitioned = plan.table.partition.is_some();
     let columns = delta_schema(&schema, partitioned).map_err(Fault::Schema)?;
@@ -85,7 +85,7 @@ pub(super) fn create(table: &Path, plan: &Plan, options: &Options, now: Micros) 
 }
 
 /// Adds the plan's new columns to the table, if there are any.
-pub(super) fn widen(table: &Path, plan: &Plan, mut state: State, now: Micros) -> Result<State, Fault> {
+pub(super) fn widen(table: &dyn Files, plan: &Plan, mut state: State, now: Micros) -> Result<State, Fault> {
     let partitioned = state.metadata.partition_columns() == [PARTITION_DATE.to_string()];
     if partitioned != plan.table.partition.is_some() || state.metadata.partition_columns().len() > 1 {
         let reason = "the table on disk is partitioned in another way; move its folder away or name another table";

@@ -1,7 +1,10 @@
-//! The warehouse as a folder of Delta Lake tables, one a schema: `<root>/<dataset>/<table>`.
+//! The warehouse as a folder or bucket of Delta Lake tables, one a schema: `<root>/<dataset>/<table>`.
 //!
-//! [`DeltaSink`] is the one writer of a folder, [`Warehouse`] reads it with SQL, in the same process or another, while
+//! [`DeltaSink`] is the one writer of a warehouse, [`Warehouse`] reads it with SQL, in the same process or another, while
 //! the writer runs. A commit is a file of its own in the table's log, so readers see whole appends only.
+//!
+//! A folder is locked by its writer and takes a commit an append. In a bucket the writer holds a lease, and a table's
+//! commits are [`Options::commit_interval`] apart: what is appended in between becomes one commit.
 //!
 //! Layout: tables with time partitioning are partitioned by a hidden column [`_partition_date`](Warehouse) (Parquet
 //! files compressed with zstd, sorted by the clustering columns). Every append adds one small file a partition; merges
@@ -12,9 +15,14 @@ pub mod arrow;
 mod compact;
 mod data_file;
 mod dedup;
+mod files;
+mod gather;
 mod layout;
 mod log;
 mod query;
+#[cfg(any(test, feature = "contract"))]
+#[cfg_attr(not(test), expect(clippy::unwrap_used, reason = "for checks, not a part of any program"))]
+pub mod rows;
 mod source;
 mod table;
 #[cfg(test)]
@@ -22,21 +30,26 @@ mod tests;
 mod worker;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
+use self::files::lease::Lease;
+use self::files::{Place, create_folder};
 pub use self::query::{QueryError, Warehouse};
 use self::table::Table;
 use self::worker::Worker;
 use super::{Batch, Outcome, Sink};
+use crate::bucket::Location;
 use crate::clock::{Clock, Micros, SECOND};
 use crate::schema::Plan;
+#[cfg(feature = "buckets")]
+use crate::settings::Settings;
 
-/// Held by the writer of a warehouse.
+/// Held by the writer of a folder.
 const LOCK_FILE: &str = ".writer.lock";
 
 /// How a warehouse is kept in order.
@@ -54,6 +67,10 @@ pub struct Options {
     pub log_retention: Micros,
     /// Commits from one checkpoint to the next.
     pub checkpoint_every: u64,
+    /// In a bucket: commits to one table are at least so far apart. A folder takes them as they come.
+    pub commit_interval: Micros,
+    /// In a bucket: how long a writer that does not append keeps others out.
+    pub lease_term: Micros,
 }
 
 impl Default for Options {
@@ -65,6 +82,8 @@ impl Default for Options {
             file_retention: 600 * SECOND,
             log_retention: 120 * SECOND,
             checkpoint_every: 100,
+            commit_interval: SECOND,
+            lease_term: 60 * SECOND,
         }
     }
 }
@@ -75,7 +94,25 @@ pub enum DeltaError {
     /// Another writer has the folder.
     #[error("{}: another process writes to this warehouse; stop it or choose another folder", .0.display())]
     Locked(PathBuf),
-    /// The disk.
+    /// Another writer has the bucket.
+    #[error(
+        "{place}: {owner} writes to this warehouse since {since} and holds its lease until {expires}; stop it, wait until \
+         then, or choose another place"
+    )]
+    Leased {
+        /// Address of the warehouse.
+        place: String,
+        /// Name and id of the other writer.
+        owner: String,
+        /// When it took the warehouse.
+        since: String,
+        /// When others may take it, unless it is renewed.
+        expires: String,
+    },
+    /// The address cannot be used.
+    #[error("{0}")]
+    Place(String),
+    /// The disk or the bucket.
     #[error("{place}: {doing}: {source}")]
     Io {
         /// Folder or table.
@@ -112,21 +149,64 @@ pub enum DeltaError {
     Interrupted(String),
 }
 
-/// Appends to the tables of one folder; see [`Sink`].
+/// Appends to the tables of one folder or bucket; see [`Sink`].
 ///
-/// `Done` means that the rows stand on disk, synced, in a committed version. There is one writer a folder.
+/// `Done` means that the rows stand on disk, synced, or in the bucket, in a committed version. There is one writer a
+/// warehouse.
 #[derive(Debug)]
 pub struct DeltaSink {
-    root: PathBuf,
+    place: Place,
     clock: Clock,
     options: Options,
     tables: Mutex<HashMap<String, Arc<Table>>>,
     worker: Arc<Worker>,
-    /// Unlocked when it is closed, by a crash too.
-    _lock: File,
+    right: Right,
+}
+
+/// The right to write a warehouse.
+#[derive(Debug)]
+enum Right {
+    /// Of a folder; unlocked when it is closed, by a crash too.
+    Lock { root: PathBuf, _file: File },
+    /// Of a bucket.
+    Lease(Arc<Lease>),
 }
 
 impl DeltaSink {
+    /// Takes the warehouse at `uri` for writing: a path, `file://`, `gs://bucket/prefix` or `s3://bucket/prefix`.
+    ///
+    /// In a bucket the other writer's error names this one as the environment does: `K_REVISION` or `HOSTNAME`.
+    #[cfg(feature = "buckets")]
+    pub async fn open_uri(uri: &str, settings: &Settings, clock: Clock) -> Result<Self, DeltaError> {
+        let options = Options::default();
+        let folder = uri.strip_prefix("file://").or_else(|| (!uri.contains("://")).then_some(uri));
+        if let Some(folder) = folder {
+            return Self::open_with(Path::new(folder), clock, options);
+        }
+        let location = crate::bucket::open(uri, settings).map_err(DeltaError::Place)?;
+        let writer = settings.get("K_REVISION").or(settings.get("HOSTNAME")).unwrap_or("a process");
+        Self::open_bucket(location, writer, clock, options).await
+    }
+
+    /// Takes a warehouse in a bucket; `writer` is how a second one is told who has it.
+    ///
+    /// To be called on the runtime that appends run on.
+    pub async fn open_bucket(
+        location: Location,
+        writer: &str,
+        clock: Clock,
+        options: Options,
+    ) -> Result<Self, DeltaError> {
+        let failed = |doing| {
+            let place = location.uri.clone();
+            move |source| DeltaError::Io { place, doing, source }
+        };
+        let worker = Worker::start().map_err(failed("starting a thread"))?;
+        let place = Place::bucket(location.clone()).map_err(failed("finding the runtime"))?;
+        let lease = Lease::take(&location, writer, clock.clone(), options.lease_term).await?;
+        Ok(Self::new(place, Right::Lease(Arc::new(lease)), worker, clock, options))
+    }
+
     /// Takes the folder `root` for writing and creates it where it is missing.
     pub fn open(root: &Path, clock: Clock) -> Result<Self, DeltaError> {
         Self::open_with(root, clock, Options::default())
@@ -136,7 +216,7 @@ impl DeltaSink {
     pub fn open_with(root: &Path, clock: Clock, options: Options) -> Result<Self, DeltaError> {
         let failed = |doing| move |source| DeltaError::Io { place: root.display().to_string(), doing, source };
         let root = std::path::absolute(root).map_err(failed("finding the warehouse"))?;
-        log::create_folder(&root).map_err(failed("creating the warehouse"))?;
+        create_folder(&root).map_err(failed("creating the warehouse"))?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -150,8 +230,13 @@ impl DeltaSink {
                 return Err(failed("locking the warehouse")(source));
             }
         }
-        let worker = Arc::new(Worker::start().map_err(failed("starting a thread"))?);
-        Ok(Self { root, clock, options, tables: Mutex::default(), worker, _lock: lock })
+        let worker = Worker::start().map_err(failed("starting a thread"))?;
+        let options = Options { commit_interval: 0, ..options };
+        Ok(Self::new(Place::Folder(root.clone()), Right::Lock { root, _file: lock }, worker, clock, options))
+    }
+
+    fn new(place: Place, right: Right, worker: Worker, clock: Clock, options: Options) -> Self {
+        Self { place, clock, options, tables: Mutex::default(), worker: Arc::new(worker), right }
     }
 
     /// Creates the plan's table where it is missing and adds columns that it lacks.
@@ -167,10 +252,26 @@ impl DeltaSink {
         }
     }
 
+    /// Hands a bucket to the next writer before the lease ends by itself; appends are refused from now on. A folder is
+    /// free when the sink is dropped.
+    pub async fn close(&self) -> Result<(), DeltaError> {
+        let Right::Lease(lease) = &self.right else { return Ok(()) };
+        lease.release().await.map_err(|source| self.io("handing over the lease of the warehouse", source))
+    }
+
+    fn io(&self, doing: &'static str, source: io::Error) -> DeltaError {
+        DeltaError::Io { place: self.place.to_string(), doing, source }
+    }
+
     fn table(&self, plan: &Plan) -> Arc<Table> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = match &self.right {
+            Right::Lock { .. } => None,
+            Right::Lease(lease) => Some(lease),
+        };
         let new = || {
-            Arc::new(Table::new(&self.root, plan, self.clock.clone(), self.options.clone(), Arc::clone(&self.worker)))
+            let files = self.place.table(plan, lease);
+            Arc::new(Table::new(plan, files, self.clock.clone(), self.options.clone(), Arc::clone(&self.worker)))
         };
         Arc::clone(tables.entry(plan.table.full_name()).or_insert_with(new))
     }
@@ -183,23 +284,23 @@ impl Sink for DeltaSink {
             return Vec::new();
         }
         let table = self.table(&batch.plan);
-        match table.append(batch).await {
-            Ok(outcomes) => {
-                table.look_after();
-                outcomes
-            }
-            Err(error) => vec![Outcome::Retry(error.to_string()); batch.rows.len()],
+        let outcomes = table.append(batch).await;
+        // Not before a commit of this writer: until then a former one may still be under way with files of its own.
+        if outcomes.contains(&Outcome::Done) {
+            table.look_after();
         }
+        outcomes
     }
 
     async fn ready(&self) -> Result<(), String> {
-        let probe = self.root.join(format!(".probe-{}", uuid::Uuid::new_v4()));
-        let place = self.root.display().to_string();
-        table::blocking(move || std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)))
-            .await
-            .and_then(|written| {
-                written.map_err(|source| DeltaError::Io { place, doing: "writing to the warehouse", source })
-            })
-            .map_err(|error| error.to_string())
+        let reached = match &self.right {
+            Right::Lease(lease) => lease.verify().await,
+            Right::Lock { root, .. } => {
+                let probe = root.join(format!(".probe-{}", uuid::Uuid::new_v4()));
+                let written = table::blocking(move || fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)));
+                written.await.map_err(|error| error.to_string())?
+            }
+        };
+        reached.map_err(|source| self.io("writing to the warehouse", source).to_string())
     }
 }

@@ -20,7 +20,9 @@ use deltalake::datafusion::sql::parser::Statement;
 use deltalake::datafusion::sql::sqlparser::ast;
 
 use super::dedup::Deduplicated;
+use super::files::Place;
 use super::source::Source;
+use crate::bucket::Location;
 use crate::schema::{Plan, Registry};
 
 const CATALOG: &str = "warehouse";
@@ -55,10 +57,10 @@ pub enum QueryError {
     Warehouse(String),
 }
 
-/// Reads the tables of one folder, whether or not anyone writes them.
+/// Reads the tables of one folder or bucket, whether or not anyone writes them.
 ///
-/// Tables are visible as `dataset.table` and, where no other dataset has the name, as `table`. A table that is not on
-/// disk yet is empty. `dataset.v_table` shows the rows with an identity once each. Keep one for many queries: it
+/// Tables are visible as `dataset.table` and, where no other dataset has the name, as `table`. A table that is not
+/// there yet is empty. `dataset.v_table` shows the rows with an identity once each. Keep one for many queries: it
 /// remembers what it has read of the logs and reads only what is new.
 pub struct Warehouse {
     sources: Vec<Source>,
@@ -70,12 +72,18 @@ type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
 impl Warehouse {
     /// The tables of `registry` in the folder `root`; nothing is read yet.
     pub fn open(root: &Path, registry: &Registry) -> Result<Self, QueryError> {
-        Self::of(registry.plans(), root)
+        let root = std::path::absolute(root).map_err(|error| QueryError::Warehouse(error.to_string()))?;
+        Self::of(registry.plans(), &Place::Folder(root))
+    }
+
+    /// The tables of `registry` in a bucket; nothing is read yet. Queries run on the runtime that this is called on.
+    pub fn open_bucket(location: Location, registry: &Registry) -> Result<Self, QueryError> {
+        let place = Place::bucket(location).map_err(|error| QueryError::Warehouse(error.to_string()))?;
+        Self::of(registry.plans(), &place)
     }
 
     /// The tables of some plans.
-    pub(super) fn of<'p>(plans: impl IntoIterator<Item = &'p Arc<Plan>>, root: &Path) -> Result<Self, QueryError> {
-        let root = std::path::absolute(root).map_err(|error| QueryError::Warehouse(error.to_string()))?;
+    pub(super) fn of<'p>(plans: impl IntoIterator<Item = &'p Arc<Plan>>, place: &Place) -> Result<Self, QueryError> {
         let runtime = RuntimeEnvBuilder::new().with_memory_limit(MEMORY, 1.0).build_arc().map_err(query_error)?;
         let config = SessionConfig::new()
             .with_target_partitions(THREADS)
@@ -88,7 +96,7 @@ impl Warehouse {
             .set_bool("datafusion.execution.parquet.pushdown_filters", true);
         let base =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        let sources = plans.into_iter().map(|plan| Source::new(&root, plan)).collect();
+        let sources = plans.into_iter().map(|plan| Source::new(place, plan)).collect();
         Ok(Self { sources, base: Arc::new(base) })
     }
 

@@ -1,6 +1,6 @@
-//! One table as a query sees it: the newest version on disk without the hidden column.
+//! One table as a query sees it: its newest version without the hidden column.
 
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,16 +13,18 @@ use deltalake::datafusion::logical_expr::{Expr, TableProviderFilterPushDown, Tab
 use deltalake::datafusion::physical_plan::ExecutionPlan;
 use deltalake::{DeltaTable, DeltaTableError};
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use super::arrow::arrow_schema;
 use super::data_file::PARTITION_DATE;
+use super::files::{Files, Place};
 use super::log;
 use crate::schema::Plan;
 
-/// A table on disk that may not be there yet.
+/// A table that may not be there yet.
 pub(super) struct Source {
     pub(super) plan: Arc<Plan>,
-    folder: PathBuf,
+    files: Arc<dyn Files>,
     open: Mutex<Option<Open>>,
 }
 
@@ -32,9 +34,8 @@ struct Open {
 }
 
 impl Source {
-    pub(super) fn new(root: &Path, plan: &Arc<Plan>) -> Self {
-        let folder = root.join(&plan.table.dataset).join(&plan.table.name);
-        Self { plan: Arc::clone(plan), folder, open: Mutex::default() }
+    pub(super) fn new(place: &Place, plan: &Arc<Plan>) -> Self {
+        Self { plan: Arc::clone(plan), files: place.table(plan, None), open: Mutex::default() }
     }
 
     /// The newest version; an empty table where there is none.
@@ -43,7 +44,7 @@ impl Source {
     pub(super) async fn newest(&self, session: &Arc<SessionState>) -> Result<Arc<dyn TableProvider>, DeltaTableError> {
         let mut slot = self.open.lock().await;
         let open = match slot.take() {
-            Some(open) if self.is_newest(&open.table) => Some(open),
+            Some(open) if self.is_newest(&open.table).await? => Some(open),
             Some(open) => self.update(open, session).await?,
             None => self.open(session).await?,
         };
@@ -52,10 +53,13 @@ impl Source {
         Ok(shown.unwrap_or_else(|| Arc::new(EmptyTable::new(arrow_schema(&self.plan)))))
     }
 
-    fn is_newest(&self, table: &DeltaTable) -> bool {
-        let exists = |version| log::version_file(&self.folder, version).exists();
+    async fn is_newest(&self, table: &DeltaTable) -> Result<bool, DeltaTableError> {
+        let Some(version) = table.version() else { return Ok(false) };
+        let files = Arc::clone(&self.files);
+        let exists = move |version| files.exists(&log::version_file(version));
         // Where even the known version is gone, the log was tidied or the folder replaced.
-        table.version().is_some_and(|version| exists(version) && !exists(version + 1))
+        let looked = spawn_blocking(move || Ok::<_, io::Error>(exists(version)? && !exists(version + 1)?));
+        Ok(looked.await.map_err(io::Error::other)??)
     }
 
     async fn update(&self, mut open: Open, session: &Arc<SessionState>) -> Result<Option<Open>, DeltaTableError> {
@@ -67,7 +71,7 @@ impl Source {
     }
 
     async fn open(&self, session: &Arc<SessionState>) -> Result<Option<Open>, DeltaTableError> {
-        let Some(table) = log::open(&self.folder).await? else { return Ok(None) };
+        let Some(table) = log::open(&*self.files, None).await? else { return Ok(None) };
         Ok(Some(Open { shown: shown(&table, session).await?, table }))
     }
 }

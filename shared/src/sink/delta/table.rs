@@ -1,14 +1,16 @@
-//! One table and the turns that its appends take.
+//! One table and the turns that its commits take.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use deltalake::kernel::{Action, Add};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::arrow::RowsBuilder;
 use super::data_file::{self, Encoded, Part};
+use super::files::Files;
+use super::gather::Gathered;
 use super::layout::{self, Fault};
 use super::log::{self, CommitError, State};
 use super::worker::Worker;
@@ -21,21 +23,21 @@ use crate::schema::Plan;
 
 /// How often a commit gives way to another engine's before the append is handed back.
 const COMMIT_ATTEMPTS: usize = 5;
-/// How many files of an append are written at once.
-const STORE_THREADS: usize = 8;
 
 /// One table of the warehouse and the right to write it.
 #[derive(Debug)]
 pub(super) struct Table {
     /// `dataset.table`.
     pub(super) name: String,
-    pub(super) folder: PathBuf,
+    pub(super) files: Arc<dyn Files>,
     pub(super) clock: Clock,
     pub(super) options: Options,
     pub(super) slot: Arc<Mutex<Slot>>,
     pub(super) worker: Arc<Worker>,
     /// Whether a task looks after the table already.
     pub(super) in_care: AtomicBool,
+    /// Appends that wait for the next commit.
+    pub(super) gathered: Gathered,
 }
 
 /// What the writer knows of the table; its lock makes appends to one table take turns.
@@ -45,24 +47,28 @@ pub(super) struct Slot {
     pub(super) state: Option<State>,
     /// The plan that the table is known to hold.
     pub(super) plan: Option<Arc<Plan>>,
+    /// When the next commit may be made; none: at once.
+    pub(super) due: Option<Instant>,
 }
 
-/// Rows on disk that no version holds yet.
+/// Rows that no version holds yet.
 struct Staged {
-    outcomes: Vec<Outcome>,
+    /// Of each batch.
+    outcomes: Vec<Vec<Outcome>>,
     files: Vec<(Part, Add, u64)>,
 }
 
 impl Table {
-    pub(super) fn new(root: &Path, plan: &Plan, clock: Clock, options: Options, worker: Arc<Worker>) -> Self {
+    pub(super) fn new(plan: &Plan, files: Arc<dyn Files>, clock: Clock, options: Options, worker: Arc<Worker>) -> Self {
         Self {
             name: plan.table.full_name(),
-            folder: root.join(&plan.table.dataset).join(&plan.table.name),
+            files,
             clock,
             options,
             slot: Arc::default(),
             worker,
             in_care: AtomicBool::new(false),
+            gathered: Gathered::default(),
         }
     }
 
@@ -72,27 +78,36 @@ impl Table {
         if slot.state.is_some() && slot.plan.as_ref().is_some_and(|known| Arc::ptr_eq(known, plan) || known == plan) {
             return Ok(());
         }
-        let (table, plan, now) = (self.folder.clone(), Arc::clone(plan), self.clock.now());
+        slot.wait().await;
+        let (table, plan, now) = (Arc::clone(&self.files), Arc::clone(plan), self.clock.now());
         let options = self.options.clone();
         let name = self.name.clone();
         blocking(move || {
-            let state = match slot.state.take() {
-                None => layout::create(&table, &plan, &options, now),
-                Some(state) => layout::widen(&table, &plan, state, now),
+            let before = slot.state.take();
+            let known = before.as_ref().map(|state| state.version);
+            let state = match before {
+                None => layout::create(&*table, &plan, &options, now),
+                Some(state) => layout::widen(&*table, &plan, state, now),
             };
-            slot.state = Some(state.map_err(|error| error.into_delta(&name))?);
+            let state = state.map_err(|error| error.into_delta(&name))?;
+            if known != Some(state.version) {
+                slot.committed(&options);
+            }
+            slot.state = Some(state);
             slot.plan = Some(plan);
             Ok(())
         })
         .await?
     }
 
-    /// Appends the rows of `batch` as one version; nothing of it is visible unless all of it is.
-    pub(super) async fn append(&self, batch: &Batch) -> Result<Vec<Outcome>, DeltaError> {
-        self.ensure(&batch.plan).await?;
-        let (table, rows, now) = (self.folder.clone(), batch.clone(), self.clock.now());
+    /// Appends the rows of batches of one plan as one version; nothing of it is visible unless all of it is. One list of
+    /// outcomes a batch.
+    pub(super) async fn append_all(&self, batches: Vec<Batch>) -> Result<Vec<Vec<Outcome>>, DeltaError> {
+        let Some(plan) = batches.first().map(|batch| Arc::clone(&batch.plan)) else { return Ok(Vec::new()) };
+        self.ensure(&plan).await?;
+        let (table, now) = (Arc::clone(&self.files), self.clock.now());
         let Staged { outcomes, files } =
-            blocking(move || stage(&table, &rows, now)).await?.map_err(|error| error.into_delta(&self.name))?;
+            blocking(move || stage(&*table, &batches, now)).await?.map_err(|error| error.into_delta(&self.name))?;
         if files.is_empty() {
             return Ok(outcomes);
         }
@@ -122,15 +137,18 @@ impl Table {
             if !slot.state.as_ref().is_some_and(&fits) {
                 break;
             }
-            let (table, actions, now, apply) = (self.folder.clone(), actions.clone(), self.clock.now(), apply.clone());
+            slot.wait().await;
+            let (table, options) = (Arc::clone(&self.files), self.options.clone());
+            let (actions, now, apply) = (actions.clone(), self.clock.now(), apply.clone());
             let committed = blocking(move || {
                 let Some(state) = slot.state.as_mut() else { return Err(CommitError::Taken) };
-                let committed = log::commit(&table, state.version + 1, operation, now, actions);
+                let committed = log::commit(&*table, state.version + 1, operation, now, actions);
                 match committed {
                     Ok(()) => {
                         state.version += 1;
                         state.since_checkpoint += 1;
                         apply(state, now);
+                        slot.committed(&options);
                     }
                     Err(_) => slot.state = None,
                 }
@@ -146,14 +164,22 @@ impl Table {
         Err(DeltaError::Contended { table: self.name.clone() })
     }
 
-    /// The state of the newest version, locked; read from disk on first use and where another engine has written.
+    /// The state of the newest version, locked; read on first use and where another engine has written.
     async fn current(&self) -> Result<OwnedMutexGuard<Slot>, DeltaError> {
         let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if slot.state.is_none() {
             slot.plan = None;
-            slot.state = State::load(&self.folder, self.clock.now()).await.map_err(|error| self.unreadable(error))?;
+            slot.state = State::load(&self.files, self.clock.now()).await.map_err(|error| self.unreadable(error))?;
         }
         Ok(slot)
+    }
+
+    /// Waits until the next commit may be made.
+    pub(super) async fn wait(&self) {
+        let due = self.slot.lock().await.due;
+        if let Some(due) = due {
+            sleep_until(due).await;
+        }
     }
 
     pub(super) fn io(&self, doing: &'static str, source: std::io::Error) -> DeltaError {
@@ -165,57 +191,62 @@ impl Table {
     }
 }
 
+impl Slot {
+    /// Waits until the next commit may be made.
+    async fn wait(&self) {
+        if let Some(due) = self.due {
+            sleep_until(due).await;
+        }
+    }
+
+    fn committed(&mut self, options: &Options) {
+        let interval = u64::try_from(options.commit_interval).unwrap_or(0);
+        self.due = (interval > 0).then(|| Instant::now() + Duration::from_micros(interval));
+    }
+}
+
 /// Runs `work` where it may block.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, DeltaError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| DeltaError::Interrupted(error.to_string()))
 }
 
-/// Decodes, sorts, encodes and stores the rows of `batch`.
-fn stage(table: &Path, batch: &Batch, now: Micros) -> Result<Staged, Fault> {
-    let (outcomes, encoded) = encode(batch).map_err(|error| Fault::Io(std::io::Error::other(error)))?;
+/// Decodes, sorts, encodes and stores the rows of `batches`.
+fn stage(table: &dyn Files, batches: &[Batch], now: Micros) -> Result<Staged, Fault> {
+    let (outcomes, encoded) = encode(batches).map_err(|error| Fault::Io(std::io::Error::other(error)))?;
     let mut files = Vec::with_capacity(encoded.len());
-    for (data, add) in encoded.iter().zip(store(table, &encoded, now)?) {
-        files.push((data.part, add, data.rows as u64));
+    let mut stored = Vec::with_capacity(encoded.len());
+    for data in encoded {
+        let (part, rows) = (data.part, data.rows as u64);
+        let (file, add) = log::new_file(data, true, now);
+        stored.push(file);
+        files.push((part, add, rows));
     }
+    table.store(stored)?;
     Ok(Staged { outcomes, files })
 }
 
-/// Stores the files of an append; many of them, as of rows of many days, at once, since the time is the disk's.
-fn store(table: &Path, files: &[Encoded], now: Micros) -> std::io::Result<Vec<Add>> {
-    let some = |files: &[Encoded]| files.iter().map(|data| log::store(table, data, true, now)).collect();
-    if files.len() <= STORE_THREADS {
-        return some(files);
-    }
-    std::thread::scope(|scope| {
-        let shares = files.chunks(files.len().div_ceil(STORE_THREADS));
-        let threads: Vec<_> = shares.map(|share| scope.spawn(|| some(share))).collect();
-        let mut adds = Vec::with_capacity(files.len());
-        for thread in threads {
-            let stored: std::io::Result<Vec<Add>> =
-                thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")));
-            adds.extend(stored?);
-        }
-        Ok(adds)
-    })
-}
+type EncodedBatches = (Vec<Vec<Outcome>>, Vec<Encoded>);
 
-fn encode(batch: &Batch) -> Result<(Vec<Outcome>, Vec<Encoded>), deltalake::parquet::errors::ParquetError> {
-    let plan = &batch.plan;
-    let mut outcomes = Vec::with_capacity(batch.rows.len());
-    let mut parts = Vec::with_capacity(batch.rows.len());
-    let mut builder = RowsBuilder::new(&plan.columns, batch.rows.len());
+fn encode(batches: &[Batch]) -> Result<EncodedBatches, deltalake::parquet::errors::ParquetError> {
+    let Some(plan) = batches.first().map(|batch| &*batch.plan) else { return Ok((Vec::new(), Vec::new())) };
+    let count = batches.iter().map(|batch| batch.rows.len()).sum();
+    let mut parts = Vec::with_capacity(count);
+    let mut builder = RowsBuilder::new(&plan.columns, count);
     let mut row = Row::default();
-    for line in &batch.rows {
-        if let Some(reason) = fault_of(plan, line, &mut row) {
-            outcomes.push(Outcome::Poison(reason));
-            continue;
-        }
-        if let Some(system) = plan.system {
-            row.set(system.loaded_at, Value::Timestamp(batch.loaded_at));
-        }
-        parts.push(part_of(plan, &row));
-        builder.push(&row.values);
-        outcomes.push(Outcome::Done);
+    let mut outcomes = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let mut append = |line| {
+            if let Some(reason) = fault_of(plan, line, &mut row) {
+                return Outcome::Poison(reason);
+            }
+            if let Some(system) = plan.system {
+                row.set(system.loaded_at, Value::Timestamp(batch.loaded_at));
+            }
+            parts.push(part_of(plan, &row));
+            builder.push(&row.values);
+            Outcome::Done
+        };
+        outcomes.push(batch.rows.iter().map(|line| append(line)).collect());
     }
     let columns = layout::stats_columns(plan);
     let encoded = data_file::partitions(&builder.finish()?, &parts, &plan.table.clustering)?

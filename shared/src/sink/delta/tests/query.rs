@@ -169,7 +169,7 @@ async fn only_questions_are_answered() {
 #[tokio::test]
 async fn errors_are_one_line_and_say_what_there_is() {
     let folder = tempfile::tempdir().unwrap();
-    let warehouse = Warehouse::of([&plan("inventory")], folder.path()).unwrap();
+    let warehouse = Warehouse::of([&plan("inventory")], &super::folder(folder.path())).unwrap();
     let known = "backend_events.inventory, backend_events.v_inventory";
     for (query, expected) in [
         ("SELECT * FROM clicks", format!("there is no table clicks; there are: {known}")),
@@ -206,7 +206,7 @@ async fn names_of_two_datasets_need_the_dataset() {
     let folder = tempfile::tempdir().unwrap();
     let sink = DeltaSink::open(folder.path(), Clock::system()).unwrap();
     sink.append(&batch(&a, [r#"{"x":"1"}"#.to_string()])).await;
-    let warehouse = Warehouse::of([&a, &b], folder.path()).unwrap();
+    let warehouse = Warehouse::of([&a, &b], &super::folder(folder.path())).unwrap();
     assert_eq!(number(&warehouse, "SELECT count(*) FROM a.same").await, 1);
     assert_eq!(number(&warehouse, "SELECT count(*) FROM b.same").await, 0);
     let error = warehouse.sql("SELECT count(*) FROM same").await.unwrap_err().to_string();

@@ -182,7 +182,7 @@ async fn a_table_gains_the_columns_that_its_schema_gains() {
     // What only knows the old schema may go on.
     assert_eq!(sink.append(&batch(&old, [r#"{"id":"c","i":3}"#.to_string()])).await, [Outcome::Done]);
     for _ in 0..2 {
-        let warehouse = Warehouse::of([&new], folder.path()).unwrap();
+        let warehouse = Warehouse::of([&new], &super::folder(folder.path())).unwrap();
         assert_eq!(number(&warehouse, "SELECT count(*) FROM types").await, 6);
         assert_eq!(number(&warehouse, "SELECT count(*) FROM types WHERE more IS NOT NULL").await, 2);
         assert_eq!(number(&warehouse, "SELECT count(*) FROM types WHERE r['x'] = 'old'").await, 3);

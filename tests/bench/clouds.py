@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""The deployed functions between real servers: Google's Pub/Sub emulator and bqemulator.
+
+usage: python3 tests/bench/clouds.py [--rate 1100] [--seconds 60] [--batch 10] [--kill-every 0]
+
+contextflow generate -> publisher -> Pub/Sub -> enricher -> Pub/Sub -> batcher -> BigQuery, each function a process of its
+own as `cargo build --profile deploy` makes it. With --kill-every N the enricher and the batcher are killed (SIGKILL) every
+N seconds and started again. At the end every event that was answered 200 must be in the table, and once in the
+deduplicated view. tests/parts/install.sh installs the servers."""
+import argparse, json, os, pathlib, re, signal, socket, subprocess, sys, tempfile, threading, time, urllib.error, urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+PARTS = (ROOT / os.environ.get("CONTEXTFLOW_PARTS", "target/parts")).resolve()
+FUNCTIONS = ROOT / "target/deploy"
+CONTEXTFLOW = ROOT / "target/debug/contextflow"
+PROJECT = "bench-project"
+TABLE = "contextflow.clickstream_events"
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def call(url, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        text = answer.read()
+    return json.loads(text) if text else {}
+
+
+class Process:
+    """A process that may be killed and started again; it knows the CPU and memory of all its lives."""
+
+    def __init__(self, name, command, port, environment=None):
+        self.name, self.command, self.port = name, command, port
+        self.environment = dict(os.environ, **(environment or {}))
+        self.cpu, self.peak, self.log = 0.0, 0.0, open(os.path.join(tempfile.gettempdir(), f"bench-{name}.log"), "w")
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, env=self.environment, stdout=self.log, stderr=self.log)
+        for _ in range(1200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if self.process.poll() is not None:
+                sys.exit(f"{self.name} ended at once, see {self.log.name}")
+            time.sleep(0.05)
+        sys.exit(f"{self.name} did not come up, see {self.log.name}")
+
+    def end(self, how):
+        stat = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        self.cpu += (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        self.peak = max(self.peak, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
+        self.process.send_signal(how)
+        self.process.wait()
+
+
+def make_topics(url, enricher, batcher):
+    api = f"{url}/v1/projects/{PROJECT}"
+    topics = {"raw": "clickstream-raw-topic", "enriched": "clickstream-enriched-topic", "dead": "clickstream-dead-letter-topic"}
+    for topic in topics.values():
+        call(f"{api}/topics/{topic}", {}, "PUT")
+    for name, topic, endpoint in (("raw", "raw", f"{enricher}/"), ("enriched", "enriched", f"{batcher}/"),
+                                  ("archive", "enriched", f"{batcher}/archive"), ("dead-letter", "dead", f"{batcher}/dead-letter")):
+        body = {"topic": f"projects/{PROJECT}/topics/{topics[topic]}", "pushConfig": {"pushEndpoint": endpoint},
+                "ackDeadlineSeconds": 60, "retryPolicy": {"minimumBackoff": "0.5s", "maximumBackoff": "600s"}}
+        if topic != "dead":
+            body["deadLetterPolicy"] = {"deadLetterTopic": f"projects/{PROJECT}/topics/{topics['dead']}", "maxDeliveryAttempts": 100}
+        call(f"{api}/subscriptions/clickstream-{name}-sub", body, "PUT")
+
+
+class BigQuery:
+    def __init__(self, rest):
+        self.api = f"{rest}/bigquery/v2/projects/{PROJECT}"
+
+    def query(self, sql):
+        answer = call(f"{self.api}/queries", {"query": sql, "useLegacySql": False, "maxResults": 1000000, "timeoutMs": 120000})
+        if answer.get("errors"):
+            sys.exit(f"{sql}: {answer['errors']}")
+        names = [field["name"] for field in answer["schema"]["fields"]]
+        return [dict(zip(names, (cell["v"] for cell in row["f"]))) for row in answer.get("rows", [])]
+
+    def make_tables(self):
+        for event_type, table in (("clickstream", TABLE), ("dead_letter", "contextflow.dead_letters")):
+            dataset, name = table.split(".")
+            try:
+                call(f"{self.api}/datasets", {"datasetReference": {"projectId": PROJECT, "datasetId": dataset}})
+            except urllib.error.HTTPError:
+                pass  # it is there
+            columns = json.loads(subprocess.run([CONTEXTFLOW, "schema", "ddl", event_type, "--json"], check=True, capture_output=True).stdout)
+            call(f"{self.api}/datasets/{dataset}/tables",
+                 {"tableReference": {"projectId": PROJECT, "datasetId": dataset, "tableId": name}, "schema": {"fields": columns}})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("rate", 1100), ("seconds", 60), ("batch", 10), ("kill-every", 0), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    subprocess.run(["cargo", "build"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--profile", "deploy", "-p", "publisher", "-p", "enricher", "-p", "batcher"], cwd=ROOT, check=True)
+    ports = {name: free_port() for name in ("pubsub", "rest", "grpc", "publisher", "enricher", "batcher")}
+    url = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            processes.append(Process("pubsub", ["java", "-Xmx1g", "-jar", PARTS / "pubsub-emulator.jar", "--host=127.0.0.1", f"--port={ports['pubsub']}"], ports["pubsub"]))
+            processes.append(Process("bqemulator", [PARTS / "bin/python", ROOT / "tests/parts/bqemulator.py", "--rest-port", str(ports["rest"]),
+                                                    "--grpc-port", str(ports["grpc"])], ports["grpc"]))
+            bigquery = BigQuery(url["rest"])
+            bigquery.make_tables()
+            make_topics(url["pubsub"], url["enricher"], url["batcher"])
+            environment = {"GOOGLE_CLOUD_PROJECT": PROJECT, "PUBSUB_ENDPOINT": url["pubsub"], "BIGQUERY_REST_ENDPOINT": url["rest"],
+                           "BIGQUERY_GRPC_ENDPOINT": url["grpc"], "ARCHIVE_URI": os.path.join(folder, "archive"), "PUSH_AUTH": "off"}
+            functions = {name: Process(name, [FUNCTIONS / name], ports[name], dict(environment, PORT=str(ports[name])))
+                         for name in ("publisher", "enricher", "batcher")}
+            processes += functions.values()
+            ids_file = pathlib.Path(folder, "accepted")
+            generator = subprocess.Popen(
+                [CONTEXTFLOW, "generate", "--to", url["publisher"], "--rate", str(args.rate), "--duration", f"{args.seconds}s",
+                 "--seed", str(args.seed), "--batch", str(args.batch), "--accepted-ids", ids_file, "--json"], stdout=subprocess.PIPE, text=True)
+            done = threading.Event()
+            kills = 0
+            waiter = threading.Thread(target=lambda: (generator.wait(), done.set()))
+            waiter.start()
+            while not done.wait(args.kill_every or None):
+                for name in ("enricher", "batcher"):
+                    functions[name].end(signal.SIGKILL)
+                    functions[name].start()
+                    kills += 1
+            sent = json.loads(generator.stdout.read())
+            accepted = set(ids_file.read_text().split())
+            distinct, started = 0, time.monotonic()
+            while distinct < len(accepted) and time.monotonic() - started < 180:
+                time.sleep(1)
+                distinct = int(bigquery.query(f"SELECT COUNT(DISTINCT event_id) AS n FROM `{PROJECT}.{TABLE}`")[0]["n"])
+            landed = {row["event_id"] for row in bigquery.query(f"SELECT DISTINCT event_id FROM `{PROJECT}.{TABLE}`")}
+            figures = bigquery.query(
+                "SELECT COUNT(*) AS row_count, APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(50)] AS p50_ms, "
+                f"APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(99)] AS p99_ms FROM `{PROJECT}.{TABLE}`")[0]
+            dead = bigquery.query(f"SELECT COUNT(*) AS n FROM `{PROJECT}.contextflow.dead_letters`")[0]["n"]
+            for function in functions.values():
+                function.end(signal.SIGTERM)
+            lost = accepted - landed
+            print(json.dumps({
+                "generator": sent, "events_a_request": args.batch, "kills": kills, "distinct_rows": len(landed), **figures,
+                "dead_letters": int(dead), "lost": len(lost),
+                "cpu_seconds_per_million": {name: round(f.cpu * 1e6 / max(1, len(accepted)), 1) for name, f in functions.items()},
+                "peak_mib": {name: round(f.peak) for name, f in functions.items()}}))
+            if lost or int(dead) or sent["failed"]:
+                sys.exit("FAILED")
+        finally:
+            for process in processes:
+                if process.process.poll() is None:
+                    process.process.kill()
+
+
+main()

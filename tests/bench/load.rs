@@ -1,0 +1,170 @@
+//! What the functions are measured with: a client that pushes, and servers that acknowledge at once.
+//!
+//! `load push` sends Pub/Sub pushes over HTTP/1.1, `load warehouse` is a Storage Write server, `load topic` a Pub/Sub
+//! server; neither keeps anything.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Push messages to a function on this machine
+    Push(Push),
+}
+
+#[derive(clap::Args, Clone)]
+struct Push {
+    /// Port of the function
+    #[arg(long)]
+    port: u16,
+    /// Path of the route
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// Rows of the enriched message in a push; 0 pushes one raw event
+    #[arg(long, default_value_t = 500)]
+    rows: u64,
+    /// How many pushes
+    #[arg(long)]
+    requests: u64,
+    /// How many at once
+    #[arg(long, default_value_t = 16)]
+    concurrency: u64,
+    /// A file with the bearer token
+    #[arg(long)]
+    token: Option<std::path::PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Push(args) => push(args).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn push(args: Push) -> Result<(), Failure> {
+    let token = args.token.as_ref().map(std::fs::read_to_string).transpose()?;
+    let head = Arc::new(format!(
+        "POST {} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{}",
+        args.path,
+        token.map(|token| format!("authorization: Bearer {}\r\n", token.trim())).unwrap_or_default()
+    ));
+    let (next, again) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let started = Instant::now();
+    let mut clients = Vec::new();
+    for _ in 0..args.concurrency {
+        let (args, head, next, again) = (args.clone(), Arc::clone(&head), Arc::clone(&next), Arc::clone(&again));
+        clients.push(tokio::spawn(async move {
+            let mut stream = TcpStream::connect(("127.0.0.1", args.port)).await?;
+            stream.set_nodelay(true)?;
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= args.requests {
+                    return Ok::<_, Failure>(());
+                }
+                let body = body(number, args.rows);
+                let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+                loop {
+                    stream.write_all(&request).await?;
+                    match status(&mut stream).await? {
+                        204 => break,
+                        503 => {
+                            again.fetch_add(1, Ordering::Relaxed);
+                            tokio::time::sleep(Duration::from_millis(500)).await;
+                        }
+                        status => return Err(format!("answered {status}").into()),
+                    }
+                }
+            }
+        }));
+    }
+    for client in clients {
+        client.await??;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let rows = args.requests * args.rows.max(1);
+    println!(
+        "{}",
+        json!({"requests": args.requests, "rows": rows, "pushed_again": again.load(Ordering::Relaxed), "seconds": seconds})
+    );
+    Ok(())
+}
+
+/// Reads an answer to its end; only short ones come.
+async fn status(stream: &mut TcpStream) -> Result<u16, Failure> {
+    let mut answer = Vec::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err("the function closed the connection".into());
+        }
+        if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
+            let text = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
+            let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+            while answer.len() < end + 4 + length {
+                stream.read_buf(&mut answer).await?;
+            }
+            return Ok(text.get(9..12).unwrap_or_default().parse()?);
+        }
+    }
+}
+
+/// The body of push `number`: `rows` rows of the clickstream, or one raw event. Every event has an id of its own.
+fn body(number: u64, rows: u64) -> Vec<u8> {
+    let minute = number / 10 % 60;
+    let time = format!("2026-10-20T00:{minute:02}:{:02}.{:03}Z", number % 60, number % 1000);
+    let octet = 1 + number % 222;
+    let data = if rows == 0 {
+        format!(
+            r#"{{"userId":"u-{}","sessionId":"s-{number}","pageUrl":"https://shop.example.com/products/{}","eventName":"page_view","ipAddress":"{octet}.34.56.78","eventTimestamp":"{time}","eventId":"load-{number}"}}"#,
+            number % 10_000,
+            number % 500
+        )
+    } else {
+        let row = |row: u64| {
+            format!(
+                r#"{{"user_id":"u-{}","session_id":"s-{number}","page_url":"https://shop.example.com/products/{row}","event_name":"page_view","ip_address":"{octet}.34.56.78","event_timestamp":"{time}","country":"US","city":"Mountain View","event_id":"load-{number}-{row}","received_at":"{time}","schema_version":"1-0-0"}}"#,
+                row % 10_000
+            )
+        };
+        (0..rows).map(row).collect::<Vec<_>>().join("\n")
+    };
+    let attributes = if rows == 0 {
+        json!({"source": "load"})
+    } else {
+        json!({"event_type": "clickstream", "rows": rows.to_string(), "schema_version": "1-0-0"})
+    };
+    json!({
+        "subscription": "projects/p/subscriptions/load",
+        "message": {
+            "data": base64_simd::STANDARD.encode_to_string(data.as_bytes()),
+            "attributes": attributes,
+            "messageId": number.to_string(),
+            "message_id": number.to_string(),
+            "publishTime": time,
+            "publish_time": time,
+        },
+    })
+    .to_string()
+    .into_bytes()
+}
