@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, stream};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::Rows;
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response::{AppendResult, Response as Answer};
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response::{
+    AppendResult, Response as Answer,
+};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
     AppendRowsRequest, AppendRowsResponse, GetWriteStreamRequest, RowError, StorageError, TableFieldSchema,
@@ -407,8 +409,7 @@ impl Served {
         }
         told.landed.entry(plan.table.full_name()).or_default().extend(lines);
         let is_new = std::mem::take(&mut told.schema_is_new);
-        let updated_schema =
-            is_new.then(|| TableSchema { fields: fields("", &plan.columns, &told.dropped_columns) });
+        let updated_schema = is_new.then(|| TableSchema { fields: fields("", &plan.columns, &told.dropped_columns) });
         Ok(AppendRowsResponse {
             updated_schema,
             response: Some(Answer::AppendResult(AppendResult { offset: None })),

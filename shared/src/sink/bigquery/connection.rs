@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::stream;
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{MissingValueInterpretation, ProtoData, Rows};
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{
+    MissingValueInterpretation, ProtoData, Rows,
+};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
     AppendRowsRequest, AppendRowsResponse, ProtoRows, ProtoSchema,
