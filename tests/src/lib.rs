@@ -14,6 +14,7 @@ pub mod pubsub;
 mod push;
 mod schemas;
 pub mod signer;
+pub mod storage_write;
 pub mod sts;
 pub mod topic_server;
 mod warehouse;

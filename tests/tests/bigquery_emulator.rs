@@ -6,6 +6,7 @@ use bytes::Bytes;
 use pipeline_tests::bigquery::BigQueryApi;
 use pipeline_tests::pubsub::PROJECT;
 use pipeline_tests::{built_in, parts};
+use shared::clock::Clock;
 use shared::schema::Plan;
 use shared::settings::Settings;
 use shared::sink::bigquery::BigQuerySink;
@@ -22,7 +23,7 @@ async fn it_keeps_the_contract_of_a_sink() {
     });
     let tables = tables.await.unwrap();
     let settings = Settings::from_iter([("GOOGLE_CLOUD_PROJECT", PROJECT), ("BIGQUERY_GRPC_ENDPOINT", &server.grpc)]);
-    let sink = Arc::new(BigQuerySink::new(&settings).unwrap());
+    let sink = Arc::new(BigQuerySink::new(&settings, Clock::system()).unwrap());
 
     let read = |plan: Arc<Plan>| {
         let tables = Arc::clone(&tables);

@@ -115,7 +115,7 @@ pub mod cloud {
 
     async fn warehouse(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Sink>, Failure> {
         match settings.text("WAREHOUSE", "bigquery") {
-            "bigquery" => Ok(Arc::new(BigQuerySink::new(settings)?)),
+            "bigquery" => Ok(Arc::new(BigQuerySink::new(settings, clock.clone())?)),
             "delta" => delta(settings, clock).await,
             other => Err(fault("WAREHOUSE", format!("`{other}` is none; give bigquery or delta")).into()),
         }

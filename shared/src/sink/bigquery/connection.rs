@@ -1,172 +1,175 @@
-//! One long-lived append stream to a table: requests go out one after the other, answers come back in their order.
+//! One long-lived AppendRows stream: requests go out as they come, answers come back in the same order.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::stream;
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1 as storage;
-use storage::append_rows_request::{MissingValueInterpretation, ProtoData, Rows};
-use storage::big_query_write_client::BigQueryWriteClient;
-use storage::{AppendRowsRequest, AppendRowsResponse, ProtoRows, ProtoSchema};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
-use tonic::metadata::MetadataValue;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_request::{
+    MissingValueInterpretation, ProtoData, Rows,
+};
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
+    AppendRowsRequest, AppendRowsResponse, ProtoRows, ProtoSchema,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::token::Tokens;
+use super::Options;
+use super::descriptor::Layout;
 
-/// Requests that may wait for their answer on one stream; past it callers wait.
-const IN_FLIGHT: usize = 8;
-/// An answer that takes longer than this does not come any more.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// The largest answer that is read: row errors of a whole request.
-const MAX_ANSWER: usize = 16 << 20;
+/// What came of one request: the response, or how the stream ended.
+pub(super) type Reply = Result<AppendRowsResponse, Status>;
 
-type Reply = oneshot::Sender<Result<AppendRowsResponse, Status>>;
-
-/// The stream to one table, opened at the first append and again after each failure.
-pub struct Connection {
-    channel: Channel,
-    tokens: Arc<Tokens>,
-    /// `projects/P/datasets/D/tables/T/streams/_default`.
-    stream: String,
-    schema: ProtoSchema,
-    open: tokio::sync::Mutex<Option<Open>>,
+/// A stream to one table; it ends when it is dropped.
+pub(super) struct Connection {
+    /// How its rows are encoded.
+    pub(super) layout: Layout,
+    stream_name: String,
+    requests: mpsc::UnboundedSender<AppendRowsRequest>,
+    room: Arc<Semaphore>,
+    line: Arc<Mutex<Line>>,
+    answer_within: Duration,
+    reader: AbortHandle,
 }
 
-/// A stream that is open, as far as is known.
-struct Open {
-    requests: mpsc::Sender<AppendRowsRequest>,
-    waiting: Arc<Waiting>,
+/// Who waits for an answer, in the order of the requests.
+struct Line {
+    waiting: VecDeque<(oneshot::Sender<Reply>, OwnedSemaphorePermit)>,
+    /// The schema has been sent.
+    introduced: bool,
+    /// The stream takes nothing more.
+    ended: bool,
+    /// When an answer came last.
+    last_answer: Instant,
 }
 
-/// Who waits for answers, oldest first; `None` once the stream has ended.
-#[derive(Default)]
-struct Waiting(Mutex<Queue>);
-
-struct Queue(Option<VecDeque<Reply>>);
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self(Some(VecDeque::new()))
-    }
+fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
+    line.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection {
-    /// A connection that is opened when it is needed.
-    pub fn new(channel: Channel, tokens: Arc<Tokens>, stream: String, schema: ProtoSchema) -> Self {
-        Self { channel, tokens, stream, schema, open: tokio::sync::Mutex::default() }
-    }
-
-    /// Sends rows in one request and waits for its answer. After an error the rows may have landed all the same.
-    pub async fn append(&self, serialized_rows: Vec<Vec<u8>>) -> Result<AppendRowsResponse, Status> {
-        let answer = self.send(ProtoRows { serialized_rows }).await?;
-        match timeout(ANSWER_WITHIN, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Status::unavailable("the append stream ended")),
-            Err(_) => {
-                self.close().await;
-                Err(Status::deadline_exceeded(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
-            }
-        }
-    }
-
-    /// The next request opens a new stream.
-    pub async fn close(&self) {
-        self.open.lock().await.take();
-    }
-
-    /// Puts a request on the stream. Under one lock, so that requests and those who wait stand in the same order.
-    async fn send(&self, rows: ProtoRows) -> Result<oneshot::Receiver<Result<AppendRowsResponse, Status>>, Status> {
-        let mut held = self.open.lock().await;
-        let (open, writer_schema) = match held.take().filter(|open| !open.requests.is_closed()) {
-            Some(open) => (open, None),
-            // The first request of a stream tells how its rows are written.
-            None => (self.open().await?, Some(self.schema.clone())),
-        };
-        let request = AppendRowsRequest {
-            write_stream: self.stream.clone(),
-            default_missing_value_interpretation: MissingValueInterpretation::DefaultValue.into(),
-            rows: Some(Rows::ProtoRows(ProtoData { writer_schema, rows: Some(rows) })),
-            ..AppendRowsRequest::default()
-        };
-        let (reply, answer) = oneshot::channel();
-        let is_sent = match timeout(ANSWER_WITHIN, open.requests.reserve()).await {
-            Ok(Ok(place)) if open.waiting.add(reply) => {
-                place.send(request);
-                true
-            }
-            _ => false,
-        };
-        if !is_sent {
-            return Err(Status::unavailable("the append stream takes no request"));
-        }
-        *held = Some(open);
-        Ok(answer)
-    }
-
-    async fn open(&self) -> Result<Open, Status> {
-        let (requests, to_send) = mpsc::channel(IN_FLIGHT);
-        let outgoing = stream::unfold(to_send, async |mut to_send: mpsc::Receiver<AppendRowsRequest>| {
-            let request = to_send.recv().await?;
-            Some((request, to_send))
-        });
-        let mut call = Request::new(outgoing);
-        let route = format!("write_stream={}", self.stream);
-        call.metadata_mut().insert(
-            "x-goog-request-params",
-            MetadataValue::try_from(route).map_err(|error| Status::internal(error.to_string()))?,
-        );
-        if let Some(token) = self.tokens.header().await.map_err(Status::unauthenticated)? {
-            call.metadata_mut().insert("authorization", token);
-        }
-        let mut client = BigQueryWriteClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        let waiting = Arc::new(Waiting::default());
-        let answered = Arc::clone(&waiting);
-        tokio::spawn(async move {
-            // The service may answer the call itself only after the first request.
-            let ended = match client.append_rows(call).await {
-                Ok(answers) => {
-                    let mut answers = answers.into_inner();
-                    loop {
-                        match answers.message().await {
-                            Ok(Some(answer)) => answered.answer(answer),
-                            Ok(None) => break Status::unavailable("the service closed the append stream"),
-                            Err(status) => break status,
-                        }
-                    }
-                }
+    /// Opens the stream `stream_name` with the metadata of `opening`; inside a tokio runtime. What goes wrong is the
+    /// reply to the first request.
+    pub(super) fn open(
+        mut client: BigQueryWriteClient<Channel>,
+        opening: Request<()>,
+        stream_name: &str,
+        layout: Layout,
+        options: &Options,
+    ) -> Self {
+        let (requests, mut outgoing) = mpsc::unbounded_channel();
+        let outgoing = stream::poll_fn(move |context| outgoing.poll_recv(context));
+        let (metadata, extensions, ()) = opening.into_parts();
+        let request = Request::from_parts(metadata, extensions, outgoing);
+        let line = Arc::new(Mutex::new(Line {
+            waiting: VecDeque::new(),
+            introduced: false,
+            ended: false,
+            last_answer: Instant::now(),
+        }));
+        let answered = Arc::clone(&line);
+        let reading = async move {
+            let status = match client.append_rows(request).await {
+                Ok(response) => read(response.into_inner(), &answered).await,
                 Err(status) => status,
             };
-            answered.end(&ended);
-        });
-        Ok(Open { requests, waiting })
+            end(&answered, status);
+        };
+        Self {
+            layout,
+            stream_name: stream_name.to_string(),
+            requests,
+            room: Arc::new(Semaphore::new(options.in_flight)),
+            line,
+            answer_within: options.answer_within,
+            reader: tokio::spawn(reading).abort_handle(),
+        }
+    }
+
+    /// Whether requests can still be sent.
+    pub(super) fn is_open(&self) -> bool {
+        !lock(&self.line).ended
+    }
+
+    /// Sends encoded rows and waits for their answer; first for room, where many are on their way.
+    pub(super) async fn send(&self, rows: Vec<Vec<u8>>) -> Reply {
+        let gone = || Status::unavailable("the connection has ended");
+        let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { return Err(gone()) };
+        let (answer, mut answered) = oneshot::channel();
+        {
+            let mut line = lock(&self.line);
+            if line.ended || self.requests.send(self.request(rows, !line.introduced)).is_err() {
+                return Err(gone());
+            }
+            line.introduced = true;
+            line.waiting.push_back((answer, room));
+        }
+        let mut until = Instant::now() + self.answer_within;
+        loop {
+            if let Ok(answer) = timeout_at(until, &mut answered).await {
+                return answer.unwrap_or_else(|_| Err(gone()));
+            }
+            // While those before it are answered, it has its turn still to come.
+            let next = lock(&self.line).last_answer + self.answer_within;
+            if next <= until {
+                let silent = format!("no answer for {} s", self.answer_within.as_secs());
+                end(&self.line, Status::unavailable(&silent));
+                return Err(Status::unavailable(silent));
+            }
+            until = next;
+        }
+    }
+
+    fn request(&self, serialized_rows: Vec<Vec<u8>>, introduce: bool) -> AppendRowsRequest {
+        let schema = || ProtoSchema { proto_descriptor: Some(self.layout.descriptor()) };
+        AppendRowsRequest {
+            write_stream: self.stream_name.clone(),
+            trace_id: if introduce { "contextflow".into() } else { String::new() },
+            rows: Some(Rows::ProtoRows(ProtoData {
+                writer_schema: introduce.then(schema),
+                rows: Some(ProtoRows { serialized_rows }),
+            })),
+            default_missing_value_interpretation: MissingValueInterpretation::DefaultValue.into(),
+            ..AppendRowsRequest::default()
+        }
     }
 }
 
-impl Waiting {
-    /// `false` where the stream has ended.
-    fn add(&self, reply: Reply) -> bool {
-        self.lock().0.as_mut().map(|queue| queue.push_back(reply)).is_some()
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.abort();
     }
+}
 
-    fn answer(&self, answer: AppendRowsResponse) {
-        let reply = self.lock().0.as_mut().and_then(VecDeque::pop_front);
-        if let Some(reply) = reply {
-            // Whoever asked may have gone.
-            let _ = reply.send(Ok(answer));
+/// Hands answers to those who wait until the stream ends; how it ended.
+async fn read(mut answers: tonic::Streaming<AppendRowsResponse>, line: &Mutex<Line>) -> Status {
+    loop {
+        match answers.message().await {
+            Ok(Some(response)) => {
+                let mut line = lock(line);
+                line.last_answer = Instant::now();
+                if let Some((waiting, _room)) = line.waiting.pop_front() {
+                    // Who has given up waiting needs no answer.
+                    let _ = waiting.send(Ok(response));
+                }
+            }
+            Ok(None) => return Status::unavailable("BigQuery has closed the connection"),
+            Err(status) => return status,
         }
     }
+}
 
-    fn end(&self, status: &Status) {
-        for reply in self.lock().0.take().into_iter().flatten() {
-            let _ = reply.send(Err(status.clone()));
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// The status is about the first in line; the others only stood behind it.
+fn end(line: &Mutex<Line>, status: Status) {
+    let mut line = lock(line);
+    line.ended = true;
+    let mut status = Some(status);
+    for (waiting, _room) in line.waiting.drain(..) {
+        let behind = || Status::unavailable("the connection ended before the answer");
+        let _ = waiting.send(Err(status.take().unwrap_or_else(behind)));
     }
 }

@@ -1,305 +1,488 @@
-//! `BigQuery` through its Storage Write API: rows as protobuf on the default stream of each table.
+//! `BigQuery` through its Storage Write API: one long-lived stream a table, rows as protocol buffers.
 //!
-//! The default stream is at least once: a request whose answer was lost is sent again, and the deduplicated view of the
-//! table hides what came twice. Every answer is read to its end, and one bad row costs one row:
+//! Rows go to the table's default stream: they can be queried once they are acknowledged, at least once. What BigQuery
+//! answers decides for each row:
 //!
-//! | the service says | then |
-//! |---|---|
-//! | row errors | those rows are poison with its own words, the others are sent again at once |
-//! | INVALID_ARGUMENT for a whole request | the request is halved until the culprit stands alone |
-//! | a column that the table lacks | poison that names `contextflow schema apply`; it can be replayed afterwards |
-//! | no such table | retry, with the same advice |
-//! | UNAUTHENTICATED, PERMISSION_DENIED | a new token, a new stream, the same rows |
-//! | anything else, a reset, no answer | a new stream after a pause, the same rows, for a bounded time; then retry |
+//! - a row that it names as bad is `Poison` with its words, the others of the request are sent again at once;
+//! - a request that it refuses as a whole is halved until the culprit stands alone;
+//! - a column that the table lacks costs the rows that have a value in it (`Poison`, to be replayed after
+//!   `contextflow schema apply`); the others are sent without the column;
+//! - a table that is not there, or that the account may not write to, is for an operator to mend: `Retry`;
+//! - everything else is tried again on a new connection, a few times, then `Retry`.
 
 mod connection;
 mod descriptor;
 mod encode;
-mod token;
+mod login;
+#[cfg(any(test, feature = "contract"))]
+pub mod read;
+mod verdict;
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1 as storage;
-use storage::append_rows_response::Response;
-use storage::{ProtoSchema, RowError};
-use tokio::time::Instant;
-use tonic::Code as Grpc;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
+    GetWriteStreamRequest, TableFieldSchema, WriteStreamView,
+};
+use tokio::time::timeout;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code as GrpcCode, Request, Status};
 
 use self::connection::Connection;
-use self::token::Tokens;
+use self::descriptor::Lacking;
+pub use self::descriptor::Layout;
+pub use self::login::{Google, Token, TokenSource, Tokens};
+use self::verdict::{Verdict, verdict};
 use super::{Batch, Outcome, Sink};
+use crate::clock::{Clock, Micros, SECOND};
 use crate::dead_letter::{Reason, reason_of};
 use crate::decode;
 use crate::problem::Code;
 use crate::row::{Row, Value};
-use crate::schema::Plan;
+use crate::schema::{DEAD_LETTER, Plan, Registry};
 use crate::settings::{Settings, fault};
 
-/// Largest request: the service takes under 10 MB.
+const SERVICE: &str = "https://bigquerystorage.googleapis.com";
+/// Requests stay below this; BigQuery takes 10 MB with everything around the rows.
 const MAX_REQUEST: usize = 9_000_000;
-/// What a row needs in its request beside its own bytes, at most.
-const KEY_AND_LENGTH: usize = 6;
-/// What the service can spend on trying again inside one append; the caller has a budget of its own.
-const TRY_FOR: Duration = Duration::from_secs(10);
-/// First pause before rows are sent again; it doubles up to [`MAX_PAUSE`].
-const PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// What to do about a table that does not fit.
-const ADVICE: &str = "run `contextflow schema apply`";
+/// What a row takes in a request besides its own bytes, at most.
+const ROW_OVERHEAD: usize = 6;
+/// How long the sink believes that a table lacks a column before it asks again.
+const LACKING_FOR: Micros = 60 * SECOND;
+const MEND: &str = "run `contextflow schema apply`";
 
-/// The tables of one project.
+/// How patient the sink is.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Requests on their way to one table at the same time; further ones wait.
+    pub in_flight: usize,
+    /// A connection that answers nothing for so long is given up.
+    pub answer_within: Duration,
+    /// How often rows are sent within one append.
+    pub tries: u32,
+    /// Pause before the second try; it doubles from try to try, with jitter.
+    pub pause: Duration,
+    /// Longest time of one append; what is not acknowledged by then is `Retry`.
+    pub give_up_after: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            in_flight: 8,
+            answer_within: Duration::from_secs(10),
+            tries: 5,
+            pause: Duration::from_millis(100),
+            give_up_after: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Appends to the tables of one project; see [`Sink`].
 pub struct BigQuerySink {
     project: String,
-    endpoint: Endpoint,
-    channel: Channel,
-    tokens: Arc<Tokens>,
-    /// By event type.
-    tables: Mutex<HashMap<String, Arc<Connection>>>,
+    client: BigQueryWriteClient<Channel>,
+    /// `None` on an emulator.
+    tokens: Option<Tokens>,
+    clock: Clock,
+    options: Options,
+    tables: Mutex<HashMap<String, Arc<Table>>>,
+    /// The table that every installation has.
+    probe: String,
+}
+
+/// A table with the connection to it.
+struct Table {
+    /// `dataset.table`.
+    name: String,
+    /// Its default stream.
+    stream: String,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<Open>,
+    lacking: Lacking,
+    lacking_since: Micros,
+}
+
+/// The connection of a table, with what it was opened for.
+struct Open {
+    connection: Arc<Connection>,
+    plan: Arc<Plan>,
+    secret: Option<String>,
+    use_until: Micros,
 }
 
 impl BigQuerySink {
-    /// The tables of `GOOGLE_CLOUD_PROJECT`. `BIGQUERY_GRPC_ENDPOINT` (`http://host:port`) names an emulator, which is
-    /// asked without credentials. Nothing is connected yet.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    /// The sink that the settings name: the tables of `GOOGLE_CLOUD_PROJECT`, with Google's own login, or without any on
+    /// the emulator at `BIGQUERY_GRPC_ENDPOINT` (`http://host:port`). Inside a tokio runtime; connects on first use.
+    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, String> {
+        let is_service = settings.get("BIGQUERY_GRPC_ENDPOINT").is_none();
+        let tokens = is_service.then(|| Tokens::new(Google::new(settings), clock.clone()));
+        Self::with(settings, tokens, Options::default(), clock)
+    }
+
+    /// [`BigQuerySink::new`] with other tokens and options than the usual.
+    pub fn with(settings: &Settings, tokens: Option<Tokens>, options: Options, clock: Clock) -> Result<Self, String> {
         let project = settings.project().map_err(|error| error.to_string())?.to_string();
-        let name = "BIGQUERY_GRPC_ENDPOINT";
-        let address = settings.text(name, "https://bigquerystorage.googleapis.com").to_string();
-        let is_plain = address.starts_with("http://");
-        let mut endpoint = Endpoint::from_shared(address).map_err(|error| fault(name, error).to_string())?;
-        if !is_plain {
-            let tls = ClientTlsConfig::new().with_native_roots();
-            endpoint = endpoint.tls_config(tls).map_err(|error| fault(name, error).to_string())?;
+        let address = settings.text("BIGQUERY_GRPC_ENDPOINT", SERVICE);
+        let unusable = |error: tonic::transport::Error| fault("BIGQUERY_GRPC_ENDPOINT", whole(&error)).to_string();
+        let mut endpoint = Endpoint::from_shared(address.to_string())
+            .map_err(unusable)?
+            .connect_timeout(Duration::from_secs(5))
+            // A connection that died while the process slept is found out before its answers are overdue.
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(5));
+        if address.starts_with("https:") {
+            endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(unusable)?;
         }
-        let endpoint = endpoint.connect_timeout(Duration::from_secs(10)).tcp_nodelay(true).http2_adaptive_window(true);
-        let tokens = Arc::new(Tokens::read(settings));
-        Ok(Self { project, channel: endpoint.connect_lazy(), endpoint, tokens, tables: Mutex::default() })
-    }
-
-    fn table(&self, plan: &Plan) -> Arc<Connection> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = || {
-            let (project, of) = (&self.project, &plan.table);
-            let stream = format!("projects/{project}/datasets/{}/tables/{}/streams/_default", of.dataset, of.name);
-            let schema = ProtoSchema { proto_descriptor: Some(descriptor::message("Row", &plan.columns)) };
-            Arc::new(Connection::new(self.channel.clone(), Arc::clone(&self.tokens), stream, schema))
-        };
-        Arc::clone(tables.entry(plan.event_type.clone()).or_insert_with(open))
-    }
-
-    /// Sends rows until each has its outcome. `encoded` is the rows in wire form for the first try; later ones encode
-    /// them again, which is rare and spares a copy of each.
-    fn deliver<'a>(
-        &'a self,
-        batch: &'a Batch,
-        rows: Vec<usize>,
-        encoded: Vec<Vec<u8>>,
-        until: Instant,
-    ) -> Delivery<'a> {
-        Box::pin(async move {
-            let table = self.table(&batch.plan);
-            let (mut open, mut encoded) = (rows, Some(encoded));
-            let mut outcomes = Vec::with_capacity(open.len());
-            let mut pause = PAUSE;
-            while !open.is_empty() {
-                let encoded = encoded.take().unwrap_or_else(|| encode_again(batch, &open));
-                let fault = match self.send(&table, encoded).await {
-                    Answer::Landed => return settled(outcomes, &open, &Outcome::Done),
-                    Answer::BadRows(bad) => {
-                        let before = open.len();
-                        open = set_bad_aside(open, &bad, &mut outcomes);
-                        if open.len() < before {
-                            continue;
-                        }
-                        "BigQuery: errors for rows that were not sent".to_string()
-                    }
-                    Answer::Refused(detail) if open.len() == 1 => {
-                        let refused = Outcome::Poison(Reason { code: Code::Refused, detail });
-                        return settled(outcomes, &open, &refused);
-                    }
-                    Answer::Refused(_) => {
-                        let second = open.split_off(open.len() / 2);
-                        for half in [open, second] {
-                            let encoded = encode_again(batch, &half);
-                            outcomes.extend(self.deliver(batch, half, encoded, until).await);
-                        }
-                        return outcomes;
-                    }
-                    Answer::MissingColumn(message) => {
-                        let detail = format!("{message}; {ADVICE} and replay");
-                        let poison = Outcome::Poison(Reason { code: Code::MissingColumn, detail });
-                        return settled(outcomes, &open, &poison);
-                    }
-                    Answer::MissingTable(message) => {
-                        return settled(outcomes, &open, &Outcome::Retry(format!("{message}; {ADVICE}")));
-                    }
-                    Answer::Failed(message) => message,
-                };
-                let jittered = pause.mul_f64(0.5 + fastrand::f64());
-                if Instant::now() + jittered >= until {
-                    return settled(outcomes, &open, &Outcome::Retry(fault));
-                }
-                let pause_ms = jittered.as_millis();
-                tracing::warn!(rows = open.len(), reason = fault, pause_ms, "append to be sent again");
-                tokio::time::sleep(jittered).await;
-                pause = (pause * 2).min(MAX_PAUSE);
-            }
-            outcomes
+        let registry = Registry::built_in().map_err(|error| error.to_string())?;
+        let probe = registry.get(DEAD_LETTER).map(|plan| plan.table.full_name()).unwrap_or_default();
+        Ok(Self {
+            project,
+            client: BigQueryWriteClient::new(endpoint.connect_lazy()),
+            tokens,
+            clock,
+            options,
+            tables: Mutex::default(),
+            probe,
         })
     }
 
-    /// Sends one request and reads its answer to the end.
-    async fn send(&self, table: &Connection, rows: Vec<Vec<u8>>) -> Answer {
-        let (code, message) = match table.append(rows).await {
-            Ok(answer) if !answer.row_errors.is_empty() => {
-                let named = |error: RowError| Some((usize::try_from(error.index).ok()?, error.message));
-                return Answer::BadRows(answer.row_errors.into_iter().filter_map(named).collect());
-            }
-            Ok(answer) => match answer.response {
-                Some(Response::AppendResult(_)) => return Answer::Landed,
-                Some(Response::Error(status)) => (Grpc::from_i32(status.code), status.message),
-                None => (Grpc::Internal, "neither a result nor an error".to_string()),
-            },
-            Err(status) => (status.code(), status.message().to_string()),
+    fn table(&self, plan: &Plan) -> Arc<Table> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = tables.get(&plan.event_type) {
+            return Arc::clone(table);
+        }
+        let name = plan.table.full_name();
+        let table = Arc::new(Table { stream: self.stream_of(&name), name, state: tokio::sync::Mutex::default() });
+        tables.insert(plan.event_type.clone(), Arc::clone(&table));
+        table
+    }
+
+    /// The default stream of `dataset.table`.
+    fn stream_of(&self, name: &str) -> String {
+        let (dataset, table) = name.split_once('.').unwrap_or_default();
+        format!("projects/{}/datasets/{dataset}/tables/{table}/streams/_default", self.project)
+    }
+
+    /// The connection to the table; a new one where there is none, it was opened for another plan, its token is near
+    /// its end, or columns that the table lacked may have been added since.
+    async fn connection(&self, table: &Table, plan: &Arc<Plan>) -> Result<Arc<Connection>, String> {
+        let mut state = table.state.lock().await;
+        let now = self.clock.now();
+        if !state.lacking.is_empty() && now - state.lacking_since > LACKING_FOR {
+            state.open = None;
+            state.lacking.clear();
+        }
+        let serves = |open: &&Open| {
+            open.connection.is_open() && now < open.use_until && (Arc::ptr_eq(&open.plan, plan) || open.plan == *plan)
         };
-        if matches!(code, Grpc::Unauthenticated | Grpc::PermissionDenied) {
-            self.tokens.refused().await;
+        if let Some(open) = state.open.as_ref().filter(serves) {
+            return Ok(Arc::clone(&open.connection));
         }
-        let answer = classify(code, &message);
-        if matches!(answer, Answer::Failed(_)) {
-            table.close().await;
-        }
-        answer
+        let held = match &self.tokens {
+            Some(tokens) => Some(tokens.token().await?),
+            None => None,
+        };
+        let use_until = held.as_ref().map_or(Micros::MAX, |held| held.use_until);
+        let secret = held.map(|held| held.token.secret);
+        let opening = call((), "write_stream", &table.stream, secret.as_deref());
+        let layout = Layout::new(&plan.columns, &state.lacking);
+        let client = self.client.clone();
+        let connection = Arc::new(Connection::open(client, opening, &table.stream, layout, &self.options));
+        // The one before, if any, ends when those who wait on it have their answers.
+        state.open = Some(Open { connection: Arc::clone(&connection), plan: Arc::clone(plan), secret, use_until });
+        Ok(connection)
     }
-}
 
-/// Rows by their position in the batch, with what became of them.
-type Outcomes = Vec<(usize, Outcome)>;
-/// A delivery that may halve itself.
-type Delivery<'a> = BoxFuture<'a, Outcomes>;
-
-/// What became of a request.
-enum Answer {
-    Landed,
-    /// Positions in the request with the service's words; nothing of it landed.
-    BadRows(HashMap<usize, String>),
-    /// Something in the request can never be taken.
-    Refused(String),
-    MissingColumn(String),
-    MissingTable(String),
-    /// It may work later.
-    Failed(String),
-}
-
-/// What an error means for the rows of its request.
-fn classify(code: Grpc, message: &str) -> Answer {
-    let lower = message.to_ascii_lowercase();
-    let is_about_columns = ["extra field", "more fields", "schema mismatch"].iter().any(|words| lower.contains(words));
-    let message = format!("BigQuery: {code:?}: {message}");
-    match code {
-        Grpc::InvalidArgument if is_about_columns => Answer::MissingColumn(message),
-        Grpc::InvalidArgument | Grpc::OutOfRange => Answer::Refused(message),
-        Grpc::NotFound => Answer::MissingTable(message),
-        _ => Answer::Failed(message),
+    /// What BigQuery says of a default stream: the fields of its table.
+    async fn fields(&self, stream: &str) -> Result<Vec<TableFieldSchema>, Status> {
+        let secret = match &self.tokens {
+            Some(tokens) => Some(tokens.token().await.map_err(Status::unauthenticated)?.token.secret),
+            None => None,
+        };
+        let request = GetWriteStreamRequest { name: stream.into(), view: WriteStreamView::Full.into() };
+        let answer = self.client.clone().get_write_stream(call(request, "name", stream, secret.as_deref())).await;
+        Ok(answer?.into_inner().table_schema.unwrap_or_default().fields)
     }
-}
-
-fn settled(mut outcomes: Outcomes, rows: &[usize], outcome: &Outcome) -> Outcomes {
-    outcomes.extend(rows.iter().map(|&at| (at, outcome.clone())));
-    outcomes
-}
-
-/// Takes out the rows that the service named by their place in the request; what is left is to be sent again.
-fn set_bad_aside(open: Vec<usize>, bad: &HashMap<usize, String>, outcomes: &mut Outcomes) -> Vec<usize> {
-    let mut left = Vec::with_capacity(open.len());
-    for (place, at) in open.into_iter().enumerate() {
-        match bad.get(&place) {
-            Some(message) => {
-                let detail = format!("BigQuery: {message}");
-                outcomes.push((at, Outcome::Poison(Reason { code: Code::Refused, detail })));
-            }
-            None => left.push(at),
-        }
-    }
-    left
-}
-
-/// Each row in wire form, or why it is none.
-fn encode<'b>(batch: &'b Batch, lines: impl Iterator<Item = &'b Bytes>) -> Vec<Result<Vec<u8>, Reason>> {
-    let plan = &batch.plan;
-    let mut row = Row::default();
-    let one = |line: &'b Bytes| {
-        decode::row(plan, line, &mut row).map_err(|problem| Reason::from(&problem))?;
-        if let Some(reason) = reason_of(&row.problems) {
-            return Err(reason);
-        }
-        if let Some(system) = plan.system {
-            row.set(system.loaded_at, Value::Timestamp(batch.loaded_at));
-        }
-        // The wire form is shorter than JSON: one allocation a row.
-        let mut wire = Vec::with_capacity(line.len());
-        encode::row(&plan.columns, &row.values, &mut wire);
-        if wire.len() + KEY_AND_LENGTH > MAX_REQUEST {
-            let detail = format!("a row of {} bytes; the warehouse takes {MAX_REQUEST} a request", wire.len());
-            return Err(Reason { code: Code::TooLarge, detail });
-        }
-        Ok(wire)
-    };
-    lines.map(one).collect()
-}
-
-/// Rows that were encoded before.
-fn encode_again(batch: &Batch, rows: &[usize]) -> Vec<Vec<u8>> {
-    let lines = rows.iter().filter_map(|&at| batch.rows.get(at));
-    encode(batch, lines).into_iter().filter_map(Result::ok).collect()
-}
-
-/// Splits rows into requests of at most `MAX_REQUEST` bytes.
-fn requests(rows: Vec<(usize, Vec<u8>)>) -> Vec<(Vec<usize>, Vec<Vec<u8>>)> {
-    let mut requests: Vec<(Vec<usize>, Vec<Vec<u8>>)> = Vec::new();
-    let mut bytes = MAX_REQUEST;
-    for (at, row) in rows {
-        let size = row.len() + KEY_AND_LENGTH;
-        if bytes + size > MAX_REQUEST {
-            requests.push(Default::default());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some((positions, encoded)) = requests.last_mut() {
-            positions.push(at);
-            encoded.push(row);
-        }
-    }
-    requests
 }
 
 #[async_trait]
 impl Sink for BigQuerySink {
     async fn append(&self, batch: &Batch) -> Vec<Outcome> {
-        let mut outcomes = vec![Outcome::Done; batch.rows.len()];
-        let mut good = Vec::with_capacity(batch.rows.len());
-        for (at, encoded) in encode(batch, batch.rows.iter()).into_iter().enumerate() {
-            match encoded {
-                Ok(row) => good.push((at, row)),
-                Err(reason) => outcomes[at] = Outcome::Poison(reason),
-            }
-        }
-        let until = Instant::now() + TRY_FOR;
-        let delivered = requests(good).into_iter().map(|(rows, encoded)| self.deliver(batch, rows, encoded, until));
-        for (at, outcome) in join_all(delivered).await.into_iter().flatten() {
-            outcomes[at] = outcome;
-        }
-        outcomes
+        let table = self.table(&batch.plan);
+        let outcomes = Mutex::new(vec![None; batch.rows.len()]);
+        let append = Append { sink: self, table: &table, batch, outcomes: &outcomes };
+        let all = (0..batch.rows.len()).collect();
+        // What has landed by then has landed; what has not may still land, and comes again.
+        let _ = timeout(self.options.give_up_after, append.land(all, 1)).await;
+        let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let late = || Outcome::Retry(format!("{}: no answer in time", table.name));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(late)).collect()
     }
 
-    /// There is an access token and the service takes a connection; whether it takes rows shows with the first.
     async fn ready(&self) -> Result<(), String> {
-        self.tokens.header().await?;
-        self.endpoint.connect().await.map(drop).map_err(|error| format!("{}: {error}", self.endpoint.uri()))
+        let stream = self.stream_of(&self.probe);
+        match timeout(self.options.answer_within, self.fields(&stream)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) if status.code() == GrpcCode::NotFound => Err(no_table(&self.probe)),
+            Ok(Err(status)) => Err(format!("BigQuery, table {}: {}", self.probe, words(&status))),
+            Err(_) => Err(format!("BigQuery has not answered for {} s", self.options.answer_within.as_secs())),
+        }
     }
+}
+
+/// One append on its way.
+struct Append<'a> {
+    sink: &'a BigQuerySink,
+    table: &'a Table,
+    batch: &'a Batch,
+    outcomes: &'a Mutex<Vec<Option<Outcome>>>,
+}
+
+/// Rows of one request, by their position in the batch.
+#[derive(Default)]
+struct Encoded {
+    rows: Vec<usize>,
+    wire: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Append<'_> {
+    /// Sends rows and settles each, whatever it takes. `tries` counts this one.
+    fn land(&self, rows: Vec<usize>, tries: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let connection = match self.sink.connection(self.table, &self.batch.plan).await {
+                Ok(connection) => connection,
+                Err(reason) => return self.again(rows, tries, &reason).await,
+            };
+            let requests = self.encode(&connection.layout, &rows);
+            join_all(requests.into_iter().map(|request| self.send(&connection, request, tries))).await;
+        })
+    }
+
+    async fn send(&self, connection: &Arc<Connection>, Encoded { rows, wire, .. }: Encoded, tries: u32) {
+        match verdict(connection.send(wire).await, rows.len()) {
+            Verdict::Landed { new_schema } => {
+                self.settle(rows, &Outcome::Done);
+                if new_schema {
+                    self.table.schema_has_changed().await;
+                }
+            }
+            Verdict::BadRows(bad) => {
+                let mut rest = rows;
+                for (position, message) in bad.into_iter().rev() {
+                    if position < rest.len() {
+                        self.refuse(vec![rest.remove(position)], &format!("BigQuery: {message}"));
+                    }
+                }
+                self.land(rest, tries).await;
+            }
+            Verdict::Refused(message) if rows.len() == 1 => self.refuse(rows, &format!("BigQuery: {message}")),
+            Verdict::Refused(_) => {
+                self.table.discard(connection).await;
+                let (first, second) = rows.split_at(rows.len() / 2);
+                futures::future::join(self.land(first.to_vec(), tries), self.land(second.to_vec(), tries)).await;
+            }
+            Verdict::Lacking(message) => self.without_columns(connection, rows, tries, &message).await,
+            Verdict::NoTable => {
+                self.table.discard(connection).await;
+                self.settle(rows, &Outcome::Retry(no_table(&self.table.name)));
+            }
+            Verdict::NoLogin(message) => {
+                self.forget_login(connection).await;
+                self.again(rows, tries, &message).await;
+            }
+            Verdict::Forbidden(message) => {
+                self.forget_login(connection).await;
+                self.settle(rows, &Outcome::Retry(format!("{}: {message}", self.table.name)));
+            }
+            Verdict::TryAgain(message) => {
+                self.table.discard(connection).await;
+                self.again(rows, tries, &message).await;
+            }
+        }
+    }
+
+    /// After a pause on another connection, if tries are left.
+    async fn again(&self, rows: Vec<usize>, tries: u32, reason: &str) {
+        let Options { pause, tries: most, .. } = self.sink.options;
+        if tries >= most {
+            return self.settle(rows, &Outcome::Retry(format!("{}: {reason}", self.table.name)));
+        }
+        tracing::warn!(table = self.table.name, rows = rows.len(), tries, reason, "append to be tried again");
+        let pause = pause * 2_u32.saturating_pow(tries - 1);
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        self.land(rows, tries + 1).await;
+    }
+
+    /// The table lacks columns: from here on rows are sent without them.
+    async fn without_columns(&self, connection: &Arc<Connection>, rows: Vec<usize>, tries: u32, message: &str) {
+        let columns = &self.batch.plan.columns;
+        let lacking = match self.sink.fields(&self.table.stream).await {
+            Ok(fields) => descriptor::lacking(columns, &fields),
+            Err(_) => verdict::named_columns(message).collect(),
+        };
+        if lacking.is_empty() {
+            // It has them all by its own word: they were added just now.
+            self.table.discard(connection).await;
+            return self.again(rows, tries, message).await;
+        }
+        if Layout::new(columns, &lacking) == connection.layout {
+            let detail = format!("BigQuery: {message}; {MEND}, then replay");
+            return self.settle(rows, &Outcome::Poison(Reason { code: Code::MissingColumn, detail }));
+        }
+        let columns: Vec<_> = lacking.iter().map(String::as_str).collect();
+        tracing::error!(table = self.table.name, columns = columns.join(", "), "the table lacks columns; {MEND}");
+        self.table.lacks(lacking, connection, self.sink.clock.now()).await;
+        self.land(rows, tries).await;
+    }
+
+    async fn forget_login(&self, connection: &Arc<Connection>) {
+        let secret = self.table.discard(connection).await;
+        if let (Some(tokens), Some(secret)) = (&self.sink.tokens, secret) {
+            tokens.forget(&secret).await;
+        }
+    }
+
+    /// Requests with the rows that can be sent; the others are settled.
+    fn encode(&self, layout: &Layout, rows: &[usize]) -> Vec<Encoded> {
+        let plan = &*self.batch.plan;
+        let mut requests = Vec::new();
+        let mut request = Encoded::default();
+        let mut row = Row::default();
+        let mut wire = Vec::new();
+        for (&index, line) in rows.iter().filter_map(|index| Some((index, self.batch.rows.get(*index)?))) {
+            let fault = match decode::row(plan, line, &mut row) {
+                Ok(()) => reason_of(&row.problems),
+                Err(problem) => Some(Reason::from(&problem)),
+            };
+            if let Some(reason) = fault {
+                self.settle(vec![index], &Outcome::Poison(reason));
+                continue;
+            }
+            if let Some(system) = plan.system {
+                row.set(system.loaded_at, Value::Timestamp(self.batch.loaded_at));
+            }
+            wire.clear();
+            if let Err(column) = encode::row(layout, &row.values, &mut wire) {
+                let table = &self.table.name;
+                self.refuse(
+                    vec![index],
+                    &format!("the table {table} lacks the column `{column}`; {MEND}, then replay"),
+                );
+                continue;
+            }
+            let size = wire.len() + ROW_OVERHEAD;
+            if size > MAX_REQUEST {
+                let detail = format!("{size} bytes; a row of BigQuery has less than {MAX_REQUEST}");
+                self.settle(vec![index], &Outcome::Poison(Reason { code: Code::TooLarge, detail }));
+                continue;
+            }
+            if request.bytes + size > MAX_REQUEST {
+                requests.push(std::mem::take(&mut request));
+            }
+            request.rows.push(index);
+            request.wire.push(wire.as_slice().to_vec());
+            request.bytes += size;
+        }
+        if !request.rows.is_empty() {
+            requests.push(request);
+        }
+        requests
+    }
+
+    fn refuse(&self, rows: Vec<usize>, detail: &str) {
+        self.settle(rows, &Outcome::Poison(Reason { code: Code::Refused, detail: detail.into() }));
+    }
+
+    fn settle(&self, rows: Vec<usize>, outcome: &Outcome) {
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in rows {
+            if let Some(slot) = outcomes.get_mut(index) {
+                *slot = Some(outcome.clone());
+            }
+        }
+    }
+}
+
+impl Table {
+    /// The connection is not used again; the secret that it was opened with, where it was the current one.
+    async fn discard(&self, connection: &Arc<Connection>) -> Option<String> {
+        let mut state = self.state.lock().await;
+        let open = state.open.take_if(|open| Arc::ptr_eq(&open.connection, connection))?;
+        open.secret
+    }
+
+    /// Rows are sent without these columns from now on; what was learned over another connection stands.
+    async fn lacks(&self, lacking: Lacking, learned_on: &Arc<Connection>, now: Micros) {
+        let mut state = self.state.lock().await;
+        if state.open.as_ref().is_some_and(|open| !Arc::ptr_eq(&open.connection, learned_on)) {
+            return;
+        }
+        *state = State { open: None, lacking, lacking_since: now };
+    }
+
+    /// Columns that were lacking may be there now.
+    async fn schema_has_changed(&self) {
+        let mut state = self.state.lock().await;
+        if !state.lacking.is_empty() {
+            *state = State::default();
+        }
+    }
+}
+
+/// A request with the token and the header by which Google's front end finds the resource.
+fn call<T>(message: T, parameter: &str, resource: &str, secret: Option<&str>) -> Request<T> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    if let Ok(routing) = format!("{parameter}={}", percent_encoded(resource)).parse() {
+        metadata.insert("x-goog-request-params", routing);
+    }
+    let bearer = |secret| format!("Bearer {secret}").parse::<AsciiMetadataValue>().ok();
+    if let Some(mut bearer) = secret.and_then(bearer) {
+        bearer.set_sensitive(true);
+        metadata.insert("authorization", bearer);
+    }
+    request
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+fn no_table(name: &str) -> String {
+    format!("the table {name} does not exist; {MEND}")
+}
+
+fn words(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+/// An error with its causes.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let _ = write!(text, ": {inner}");
+        cause = inner.source();
+    }
+    text
 }
