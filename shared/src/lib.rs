@@ -4,6 +4,8 @@
 //! The hot path is [`decode`] → [`enrich`] → [`encode`], driven by a [`schema::Plan`].
 
 pub mod bucket;
+#[cfg(feature = "bigquery")]
+pub mod catalog;
 pub mod clock;
 #[cfg(feature = "pubsub")]
 pub mod credentials;

@@ -48,6 +48,8 @@ pub enum Code {
     BadBase64,
     /// The warehouse refused the row for good.
     Refused,
+    /// The warehouse's table lacks a column of the row; it can be replayed once the column is there.
+    MissingColumn,
     /// Given up after the last delivery attempt.
     Undeliverable,
 }
@@ -76,6 +78,7 @@ impl Code {
             Self::BadText => "bad_text",
             Self::BadBase64 => "bad_base64",
             Self::Refused => "refused",
+            Self::MissingColumn => "missing_column",
             Self::Undeliverable => "undeliverable",
         }
     }

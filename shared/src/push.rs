@@ -64,6 +64,8 @@ pub struct Push {
     pub attributes: Attributes,
     /// The data, decoded.
     pub data: Bytes,
+    /// Which delivery this is, from 1. Pub/Sub tells it where the subscription has a dead-letter policy.
+    pub attempt: u32,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +74,8 @@ struct Envelope<'a> {
     subscription: Cow<'a, str>,
     #[serde(borrow)]
     message: EnvelopeMessage<'a>,
+    #[serde(default, rename = "deliveryAttempt")]
+    delivery_attempt: Option<u32>,
 }
 
 // Pub/Sub sends `messageId` and `message_id` both: two fields, not an alias of one.
@@ -103,15 +107,18 @@ impl Push {
             published_at: time::timestamp(&message.publish_time).ok(),
             attributes: message.attributes.unwrap_or_default(),
             data: data.into(),
+            attempt: envelope.delivery_attempt.unwrap_or(1),
         })
     }
 
     /// Writes the body of a push request.
     pub fn to_json(&self) -> Vec<u8> {
         #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
         struct Body<'a> {
             subscription: &'a str,
             message: Inner<'a>,
+            delivery_attempt: u32,
         }
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -127,7 +134,8 @@ impl Push {
             message_id: &self.message_id,
             publish_time: self.published_at.map(time::timestamp_text).unwrap_or_default(),
         };
-        serde_json::to_vec(&Body { subscription: &self.subscription, message }).unwrap_or_default()
+        serde_json::to_vec(&Body { subscription: &self.subscription, message, delivery_attempt: self.attempt })
+            .unwrap_or_default()
     }
 
     /// The lines of the data, without empty ones, each with its number from 0.
@@ -153,6 +161,7 @@ mod tests {
             published_at: Some(1_792_455_302_920_000),
             attributes: Attributes::from([("event_type".into(), "order".into())]),
             data: Bytes::from_static(b"{\"a\":1}\n\n {\"a\":2}\r\n"),
+            attempt: 3,
         };
         assert_eq!(Push::parse(&push.to_json()).unwrap(), push);
         let lines: Vec<_> = push.lines().collect();
@@ -166,7 +175,7 @@ mod tests {
             "subscription":"projects\/p\/subscriptions\/s"}"#;
         let push = Push::parse(body).unwrap();
         assert_eq!((push.data.as_ref(), push.subscription.as_str()), (&b"{}"[..], "projects/p/subscriptions/s"));
-        assert_eq!(push.published_at, Some(1_792_455_302_920_000));
+        assert_eq!((push.published_at, push.attempt), (Some(1_792_455_302_920_000), 5));
     }
 
     #[test]

@@ -44,11 +44,16 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Where a program lies that the machine may have.
+pub fn program_in_path(program: &str) -> Option<PathBuf> {
+    let paths = environment("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
 /// Where a part that a test needs lies. Without it the test is skipped with a line that says how to get it; in CI it
 /// fails.
 pub fn part(program: &str, package: &str) -> Option<PathBuf> {
-    let paths = environment("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file());
+    let found = program_in_path(program);
     if found.is_none() {
         skip(&format!("{program} is missing; Debian's package {package} has it (apt-get install {package})"));
     }

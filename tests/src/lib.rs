@@ -13,6 +13,7 @@ pub mod publisher_process;
 pub mod pubsub;
 mod push;
 mod schemas;
+pub mod signer;
 pub mod sts;
 pub mod topic_server;
 mod warehouse;

@@ -28,7 +28,7 @@ pub fn push_from(subscription: &str, message_id: &str, attributes: &[(&str, &str
         let attributes: Map<_, _> = attributes.iter().map(|(key, value)| ((*key).to_string(), json!(value))).collect();
         message["attributes"] = Value::Object(attributes);
     }
-    json!({"deliveryAttempt": 1, "subscription": subscription, "message": message}).to_string().into_bytes()
+    json!({"deliveryAttempt": 2, "subscription": subscription, "message": message}).to_string().into_bytes()
 }
 
 /// The push that delivers a published message to `subscription`.

@@ -48,6 +48,10 @@ fn wrong_schema_files_are_refused_with_file_field_and_reason() {
         ("partition field", broken(r#""field": "at""#, r#""field": "when""#)),
         ("partition type", broken(r#""field": "at""#, r#""field": "page""#)),
         ("partition width", broken(r#""DAY""#, r#""WEEK""#)),
+        (
+            "filter of no partition",
+            broken(r#""time_partitioning": {"type": "DAY", "field": "at"}"#, r#""require_partition_filter": true"#),
+        ),
         ("clustering column", broken(r#"["page"]}"#, r#"["pages"]}"#)),
         ("clustering type", broken(r#"["page"]}"#, r#"["size"]}"#)),
         ("five clustering columns", broken(r#"["page"]}"#, r#"["page","page","page","page","page"]}"#)),

@@ -1,5 +1,6 @@
 //! What can be set.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use shared::settings::{SettingError, Settings};
@@ -45,12 +46,15 @@ impl Config {
     /// `ARCHIVE_BYTES`, `ARCHIVE_WAIT_MS`, `BUDGET_MS`, `REMEMBERED_IDS`.
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
         let Self { table, archive, dead_letters, budget, pause, remembered_ids } = Self::default();
+        // None at once would stand still.
+        let in_flight =
+            settings.parsed("BATCH_IN_FLIGHT", NonZeroUsize::new(table.in_flight).unwrap_or(NonZeroUsize::MIN))?;
         Ok(Self {
             table: Limits {
                 rows: settings.parsed("BATCH_ROWS", table.rows)?,
                 bytes: settings.parsed("BATCH_BYTES", table.bytes)?,
                 wait: settings.millis("BATCH_WAIT_MS", table.wait)?,
-                in_flight: settings.parsed("BATCH_IN_FLIGHT", table.in_flight)?,
+                in_flight: in_flight.get(),
             },
             archive: Limits {
                 bytes: settings.parsed("ARCHIVE_BYTES", archive.bytes)?,
@@ -62,5 +66,87 @@ impl Config {
             pause,
             remembered_ids: settings.parsed("REMEMBERED_IDS", remembered_ids)?,
         })
+    }
+}
+
+/// What the deployed function works with.
+#[cfg(feature = "cloud")]
+pub mod cloud {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use shared::clock::Clock;
+    use shared::metrics::Metrics;
+    use shared::publish::pubsub::{Options, PubSub};
+    use shared::schema::Registry;
+    use shared::serve::Failure;
+    use shared::settings::{Settings, fault};
+    use shared::sink::Sink;
+    use shared::sink::bigquery::BigQuerySink;
+    use shared::{bucket, credentials};
+
+    use crate::Deps;
+
+    /// Few messages go out, and what must wait has waited before.
+    const PUBLISH: Options = Options { wait: Duration::from_millis(1), give_up_after: Duration::from_secs(40) };
+
+    /// Opens what the environment names: `WAREHOUSE`, `ARCHIVE_URI`, `SCHEMAS_URI`, `ENRICHED_TOPIC` and
+    /// `DEAD_LETTER_TOPIC`.
+    pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
+        let clock = Clock::system();
+        let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
+        let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
+        let archive = settings.get("ARCHIVE_URI").map(|uri| bucket::open(uri, settings)).transpose();
+        let archive = archive.map_err(|error| fault("ARCHIVE_URI", error))?;
+        if archive.is_none() {
+            tracing::warn!("ARCHIVE_URI is not set: nothing is archived");
+        }
+        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
+        Ok(Deps {
+            registry: Arc::new(Registry::read(settings).await?),
+            sink: warehouse(settings, &clock).await?,
+            bucket: archive,
+            enriched: Arc::new(pubsub.topic(&enriched)),
+            dead_letters: Arc::new(pubsub.topic(&dead_letters)),
+            metrics: Arc::new(Metrics::new(clock.clone())),
+            clock,
+        })
+    }
+
+    async fn warehouse(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Sink>, Failure> {
+        match settings.text("WAREHOUSE", "bigquery") {
+            "bigquery" => Ok(Arc::new(BigQuerySink::new(settings)?)),
+            "delta" => delta(settings, clock).await,
+            other => Err(fault("WAREHOUSE", format!("`{other}` is none; give bigquery or delta")).into()),
+        }
+    }
+
+    #[cfg(feature = "delta")]
+    async fn delta(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Sink>, Failure> {
+        let what = "the folder of the tables: a path, gs://bucket/prefix or s3://bucket/prefix";
+        let uri = settings.required("DELTA_URI", what)?;
+        let sink = shared::sink::delta::DeltaSink::open_uri(uri, settings, clock.clone()).await;
+        Ok(Arc::new(sink.map_err(|error| fault("DELTA_URI", error))?))
+    }
+
+    #[cfg(not(feature = "delta"))]
+    #[expect(clippy::unused_async, reason = "the same call with and without the feature")]
+    async fn delta(_: &Settings, _: &Clock) -> Result<Arc<dyn Sink>, Failure> {
+        let reason = "this batcher was built without Delta Lake; build it with `--features delta`";
+        Err(fault("WAREHOUSE", reason).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_is_used_and_what_cannot_be_used_is_named() {
+        let read = |name: &str, value: &str| Config::read(&Settings::from_iter([(name, value)]));
+        assert_eq!(read("BATCH_WAIT_MS", "5").unwrap().table.wait, Duration::from_millis(5));
+        assert_eq!(read("ARCHIVE_BYTES", "9").unwrap().archive.bytes, 9);
+        assert!(read("BATCH_ROWS", "many").unwrap_err().to_string().starts_with("BATCH_ROWS: `many`"));
+        assert!(read("BATCH_IN_FLIGHT", "0").unwrap_err().to_string().starts_with("BATCH_IN_FLIGHT: "));
     }
 }

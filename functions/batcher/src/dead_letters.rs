@@ -29,7 +29,7 @@ pub fn read(plan: &Plan, body: &[u8], now: Micros) -> DeadLetter {
         event_type: attribute("event_type"),
         identity: &[push.subscription.as_bytes(), push.message_id.as_bytes()],
         received_at: attribute("received_at").and_then(|text| time::timestamp(text).ok()).or(push.published_at),
-        attempts: attempts.unwrap_or(1),
+        attempts: attempts.unwrap_or(push.attempt),
         ..unknown
     };
     DeadLetter::new(&origin, Reason { code: Code::Undeliverable, detail }, &push.data)

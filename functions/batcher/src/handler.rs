@@ -270,7 +270,7 @@ fn origin<'a>(stage: &'a str, push: &'a Push, now: Micros, plan: Option<&'a Plan
         event_type: plan.map(|plan| plan.event_type.as_str()).or(named),
         received_at: push.published_at,
         failed_at: now,
-        attempts: 1,
+        attempts: push.attempt,
         ..Origin::default()
     }
 }

@@ -1,6 +1,5 @@
 //! Rows to their table: deduplicated, appended in micro-batches, tried again within a budget.
 
-use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,15 +118,9 @@ impl Tables {
         let mut outcomes = vec![Outcome::Done; wanted.len()];
         let mut mine = Vec::new();
         let mut claimed = Claimed { recent: Arc::clone(&self.recent), keys: Vec::new(), rows: Vec::new() };
-        let mut twins: HashMap<usize, usize> = HashMap::new();
         let mut theirs = Vec::new();
         let mut duplicates = 0;
-        let mut own_ids: HashMap<&str, usize> = HashMap::new();
         for (at, row) in wanted.iter().filter_map(|&index| rows.get(index)).enumerate() {
-            if let Some(&first) = own_ids.get(row.id.as_str()) {
-                twins.insert(at, first);
-                continue;
-            }
             match self.recent.claim(&plan.event_type, &row.id) {
                 Claim::Landed => duplicates += 1,
                 Claim::Theirs(outcome) => theirs.push((at, outcome)),
@@ -137,7 +130,6 @@ impl Tables {
                     claimed.rows.push(row.json.clone());
                 }
             }
-            own_ids.insert(&row.id, at);
         }
         let wait_for_theirs = async {
             let mut shared = Vec::with_capacity(theirs.len());
@@ -154,10 +146,6 @@ impl Tables {
         for (at, outcome) in shared {
             duplicates += u64::from(outcome == Outcome::Done);
             outcomes[at] = outcome;
-        }
-        for (at, first) in twins {
-            duplicates += u64::from(outcomes[first] == Outcome::Done);
-            outcomes[at] = outcomes[first].clone();
         }
         self.metrics.duplicates.inc_by(duplicates);
         outcomes

@@ -75,29 +75,16 @@ pub mod cloud {
         let clock = Clock::system();
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
-        let registry = registry(settings).await?;
         let lookups = lookups(settings, &clock).await?;
         let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
         Ok(Deps {
-            registry: Arc::new(registry),
+            registry: Arc::new(Registry::read(settings).await?),
             lookups: Arc::new(lookups),
             enriched: Arc::new(pubsub.topic(&enriched)),
             dead_letters: Arc::new(pubsub.topic(&dead_letters)),
             metrics: Arc::new(Metrics::new(clock.clone())),
             clock,
         })
-    }
-
-    async fn registry(settings: &Settings) -> Result<Registry, Failure> {
-        let name = "SCHEMAS_URI";
-        let registry = match settings.get(name) {
-            Some(uri) => {
-                let location = bucket::open(uri, settings).map_err(|error| fault(name, error))?;
-                Registry::with_location(&location).await
-            }
-            None => Registry::built_in(),
-        };
-        Ok(registry.map_err(|error| fault(name, error))?)
     }
 
     async fn lookups(settings: &Settings, clock: &Clock) -> Result<Warm, Failure> {

@@ -115,8 +115,9 @@ impl Enricher {
             let identity: &[&[u8]] = &[push.subscription.as_bytes(), push.message_id.as_bytes()];
             let event_type = push.attributes.get("event_type").map(String::as_str);
             let received_at = Some(received_at);
+            let attempts = push.attempt;
             let origin =
-                Origin { stage: STAGE, event_type, identity, received_at, failed_at: now, ..Origin::default() };
+                Origin { stage: STAGE, event_type, event_id: None, identity, received_at, failed_at: now, attempts };
             DeadLetter::new(&origin, reason, &push.data)
         };
         let named = match self.named_type(push) {
@@ -155,7 +156,7 @@ impl Enricher {
                         identity: &identity,
                         received_at: Some(received_at),
                         failed_at: now,
-                        attempts: 1,
+                        attempts: push.attempt,
                     };
                     letters.push(DeadLetter::new(&origin, reason, line));
                 }

@@ -26,13 +26,13 @@ struct Cli {
 enum Command {
     /// Run the whole pipeline on this machine
     Dev(dev::Args),
-    /// Make synthetic events and send them to an address or into a file
+    /// Make synthetic events and send them to an address, a topic or into a file
     Generate(generate::Args),
     /// Decode, validate and enrich NDJSON: the enricher as a filter
     Enrich(enrich::Args),
-    /// Ask the local warehouse in SQL
+    /// Ask the warehouse in SQL
     Query(query::Args),
-    /// List, check and print schemas
+    /// List, check and print schemas; compare BigQuery with them and change it
     Schema(schema::Args),
 }
 
@@ -51,10 +51,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Enrich(args) => enrich::run(&args),
-        Command::Schema(args) => schema::run(&args),
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Generate(args) => on_runtime(generate::run(args)),
         Command::Query(args) => on_runtime(query::run(args)),
+        Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),
     }
 }
 

@@ -11,3 +11,20 @@ fn every_command_is_in_the_help() {
         assert!(help.contains(&format!("\n  {command}")), "{command} is missing:\n{help}");
     }
 }
+
+#[cfg(not(feature = "cloud"))]
+#[test]
+fn what_needs_the_clouds_says_how_to_get_them() {
+    let commands: [&[&str]; 4] = [
+        &["schema", "diff"],
+        &["schema", "apply", "--dry-run"],
+        &["query", "--warehouse", "bigquery", "SELECT 1"],
+        &["generate", "--to", "pubsub://project/topic", "--count", "1"],
+    ];
+    for command in commands {
+        let output = Command::new(env!("CARGO_BIN_EXE_contextflow")).args(command).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {error}");
+        assert!(error.contains("`cargo run --features cloud -- "), "{command:?}: {error}");
+    }
+}

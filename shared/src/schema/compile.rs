@@ -59,6 +59,8 @@ struct TableFile {
     name: String,
     time_partitioning: Option<PartitionFile>,
     #[serde(default)]
+    require_partition_filter: bool,
+    #[serde(default)]
     clustering: Vec<String>,
 }
 
@@ -334,7 +336,19 @@ fn table(file: TableFile, own: &[Column]) -> Result<Table, Fault> {
             ("table.clustering".to_string(), reason)
         })?);
     }
-    Ok(Table { dataset: file.dataset, name: file.name, partition, clustering })
+    if file.require_partition_filter && partition.is_none() {
+        return Err((
+            "table.require_partition_filter".into(),
+            "a table without partitions has nothing to filter".into(),
+        ));
+    }
+    Ok(Table {
+        dataset: file.dataset,
+        name: file.name,
+        partition,
+        require_partition_filter: file.require_partition_filter,
+        clustering,
+    })
 }
 
 fn partition(file: &PartitionFile, own: &[Column]) -> Result<Partition, Fault> {

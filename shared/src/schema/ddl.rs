@@ -23,8 +23,23 @@ pub fn create_table(plan: &Plan) -> String {
         options.push(format!("description={}", literal(description)));
     }
     options.push(format!("labels=[(\"schema_version\", \"{}\")]", plan.version));
+    if plan.table.require_partition_filter {
+        options.push("require_partition_filter=TRUE".to_string());
+    }
     let _ = write!(ddl, "\nOPTIONS ({});\n", options.join(", "));
     ddl
+}
+
+/// `ALTER TABLE` that adds a column to the table `name`. A table that is there takes no REQUIRED one.
+pub fn add_column(name: &str, column: &Column) -> String {
+    let mode = if column.mode == Mode::Required { Mode::Nullable } else { column.mode };
+    let column = column_ddl(&Column { mode, ..column.clone() });
+    format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column}", quote(name))
+}
+
+/// `ALTER TABLE` that gives a column of the table `name` the longer type of the schema.
+pub fn widen_column(name: &str, column: &Column) -> String {
+    format!("ALTER TABLE {} ALTER COLUMN {} SET DATA TYPE {}", quote(name), quote(&column.name), type_ddl(column))
 }
 
 /// The columns as `bq mk --schema FILE` reads them.

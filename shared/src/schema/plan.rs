@@ -152,6 +152,8 @@ pub struct Table {
     pub name: String,
     /// Time partitioning.
     pub partition: Option<Partition>,
+    /// Whether a query must name the partitions it reads, so that nobody pays for all of them by mistake.
+    pub require_partition_filter: bool,
     /// Indexes of the clustering columns, first the most significant.
     pub clustering: Vec<usize>,
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-#[cfg(feature = "buckets")]
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::compile::{SchemaError, compile};
 use super::plan::{Ingest, Plan};
-#[cfg(feature = "buckets")]
 use crate::bucket::Location;
+#[cfg(feature = "buckets")]
+use crate::settings::{SettingError, Settings, fault};
 
 /// The schema files that are part of the binary, every one of `shared/schemas/`: name and text.
 const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/schemas.rs"));
@@ -57,7 +57,6 @@ impl Registry {
 
     /// The built-in schemas and every `*.json` that lies directly at a place, in the order of their names. A place without
     /// any is refused: it is a mistake in its address.
-    #[cfg(feature = "buckets")]
     pub async fn with_location(location: &Location) -> Result<Self, SchemaError> {
         let mut registry = Self::built_in()?;
         let unreadable =
@@ -78,6 +77,20 @@ impl Registry {
             registry.add(&file, text)?;
         }
         Ok(registry)
+    }
+
+    /// The built-in schemas and those that `SCHEMAS_URI` names.
+    #[cfg(feature = "buckets")]
+    pub async fn read(settings: &Settings) -> Result<Self, SettingError> {
+        let name = "SCHEMAS_URI";
+        let registry = match settings.get(name) {
+            Some(uri) => {
+                let location = crate::bucket::open(uri, settings).map_err(|error| fault(name, error))?;
+                Self::with_location(&location).await
+            }
+            None => Self::built_in(),
+        };
+        registry.map_err(|error| fault(name, error))
     }
 
     /// Compiles one schema file and adds it; a type or table that is there already is refused.

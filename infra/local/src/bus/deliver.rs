@@ -275,6 +275,7 @@ fn body(subscription: &str, message: &Fetched) -> Option<Vec<u8>> {
         published_at: Some(record.published_at),
         attributes: record.attributes,
         data: record.data.to_vec().into(),
+        attempt: message.attempts + 1,
     };
     Some(push.to_json())
 }

@@ -115,6 +115,7 @@ async fn a_push_carries_what_was_published() {
         published_at: Some(NOW),
         attributes: message("").attributes,
         data: b"{\"a\":1}".to_vec().into(),
+        attempt: 1,
     };
     assert_eq!(endpoint.pushes_to("s"), [push]);
 }

@@ -1,4 +1,4 @@
-//! `contextflow generate`: synthetic events to a publisher or into a file.
+//! `contextflow generate`: synthetic events to a publisher, to a topic or into a file.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use publisher::handler::{self, Deps, Media};
 use publisher::synthetic::Generator;
 use serde::{Deserialize, Serialize};
 use shared::clock::Clock;
+use shared::enrich::address::Anonymise;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +27,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// Arguments of `contextflow generate`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Publisher address (http:// or https://) or file
-    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL|FILE")]
+    /// Publisher address (http:// or https://), topic (pubsub://PROJECT/TOPIC) or file
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL|TOPIC|FILE")]
     to: String,
     /// Events a second; as fast as possible unless given
     #[arg(long, value_name = "N")]
@@ -37,7 +39,7 @@ pub struct Args {
     /// How many events to make
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     count: Option<u64>,
-    /// Events in one request
+    /// Events in one request or message
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=500), value_name = "N")]
     batch: u32,
     /// The same seed makes the same visits
@@ -108,7 +110,7 @@ struct Totals {
 pub async fn run(args: Args) -> Result<(), Failure> {
     let started = Instant::now();
     let totals = Arc::new(Totals::default());
-    if args.to.starts_with("http://") || args.to.starts_with("https://") {
+    if ["http://", "https://", "pubsub://"].iter().any(|scheme| args.to.starts_with(scheme)) {
         let stop = async { drop(tokio::signal::ctrl_c().await) };
         send(&args, Arc::clone(&totals), stop).await?;
     } else {
@@ -137,7 +139,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     if summary.failed > 0 {
         return Err(Failure::work(format!(
-            "{} events were not accepted; is the publisher at {} up?",
+            "{} events were not accepted; are they taken at {}?",
             summary.failed, args.to
         )));
     }
@@ -183,8 +185,7 @@ fn write_file(args: &Args, totals: &Totals) -> Result<(), Failure> {
 
 /// Sends events until their number or time is reached, or `stop` is ready.
 async fn send(args: &Args, totals: Arc<Totals>, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-    let url = publish_url(&args.to);
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(Failure::work)?;
+    let target = Target::open(args).await?;
     let (ids, accepted_ids) = mpsc::unbounded_channel::<Vec<String>>();
     let writer =
         args.accepted_ids.clone().map(|path| tokio::task::spawn_blocking(move || write_ids(&path, accepted_ids)));
@@ -213,7 +214,7 @@ async fn send(args: &Args, totals: Arc<Totals>, stop: impl Future<Output = ()>) 
         };
         let events: Vec<String> = (0..ready).map(|_| generator.next_event(clock.now())).collect();
         made += ready;
-        let request = Request { client: client.clone(), url: url.clone(), body: events.join("\n"), events: ready };
+        let request = Request { target: target.clone(), body: events.join("\n"), events: ready };
         let (totals, bar, ids, retry_for) = (Arc::clone(&totals), bar.clone(), ids.clone(), args.retry_for);
         requests.spawn(async move {
             let (accepted, rejected) = request.until_answered(retry_for).await;
@@ -258,9 +259,29 @@ fn write_ids(path: &std::path::Path, mut ids: mpsc::UnboundedReceiver<Vec<String
     Ok(())
 }
 
+/// Where requests go.
+#[derive(Clone)]
+enum Target {
+    /// A publisher behind an address.
+    Address(reqwest::Client, String),
+    /// The publisher's own code before a topic, so that a message is what the publisher makes of a request.
+    Topic(Arc<Deps>),
+}
+
+impl Target {
+    async fn open(args: &Args) -> Result<Self, Failure> {
+        if !args.to.starts_with("pubsub://") {
+            let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(Failure::work)?;
+            return Ok(Self::Address(client, publish_url(&args.to)));
+        }
+        let topic = super::cloud::topic(&args.to, args.retry_for).await?;
+        let registry = Arc::new(super::registry(None)?);
+        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock: Clock::system(), anonymise: Anonymise::Off })))
+    }
+}
+
 struct Request {
-    client: reqwest::Client,
-    url: String,
+    target: Target,
     body: String,
     events: u64,
 }
@@ -276,6 +297,13 @@ struct Accepted {
     event_id: String,
 }
 
+impl From<handler::Receipt> for Answer {
+    fn from(receipt: handler::Receipt) -> Self {
+        let accepted = receipt.accepted.into_iter().map(|event| Accepted { event_id: event.event_id }).collect();
+        Self { accepted, rejected: receipt.rejected.into_iter().map(|event| event.message.into()).collect() }
+    }
+}
+
 impl Request {
     /// Sends the same events with the same ids until they are answered for good. Answers the accepted ids and the
     /// number of rejected events.
@@ -288,7 +316,8 @@ impl Request {
                     let ids = answer.accepted.into_iter().map(|accepted| accepted.event_id).collect();
                     return (ids, answer.rejected.len() as u64);
                 }
-                Err(reason) if started.elapsed() + pause >= retry_for => {
+                // A topic's client has tried for as long by itself.
+                Err(reason) if matches!(self.target, Target::Topic(_)) || started.elapsed() + pause >= retry_for => {
                     tracing::warn!(reason, events = self.events, "request given up");
                     return (Vec::new(), 0);
                 }
@@ -300,8 +329,14 @@ impl Request {
     }
 
     async fn once(&self) -> Result<Answer, String> {
-        let request =
-            self.client.post(&self.url).header("content-type", "application/x-ndjson").body(self.body.clone());
+        let (client, url) = match &self.target {
+            Target::Address(client, url) => (client, url),
+            Target::Topic(deps) => {
+                let receipt = handler::publish(deps, Media::Lines, self.body.as_bytes(), None).await;
+                return receipt.map(Answer::from).map_err(|refusal| refusal.to_string());
+            }
+        };
+        let request = client.post(url).header("content-type", "application/x-ndjson").body(self.body.clone());
         let answer = request.send().await.map_err(|error| error.to_string())?;
         let status = answer.status();
         let body = answer.bytes().await.map_err(|error| error.to_string())?;

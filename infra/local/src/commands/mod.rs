@@ -1,5 +1,10 @@
 //! The operator's commands, one file each.
 
+#[cfg(feature = "cloud")]
+mod cloud;
+#[cfg(not(feature = "cloud"))]
+#[path = "without_cloud.rs"]
+mod cloud;
 pub mod enrich;
 pub mod generate;
 mod parquet;
@@ -14,6 +19,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shared::schema::{Plan, Registry};
 
 use crate::error::Failure;
+
+/// Where BigQuery is.
+#[derive(clap::Args)]
+#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
+pub struct Place {
+    /// Project of Google Cloud
+    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", value_name = "ID")]
+    pub project: Option<String>,
+    /// BigQuery location, for example EU or europe-west1
+    #[arg(long, value_name = "LOCATION")]
+    pub location: Option<String>,
+}
 
 /// The schema that `name` stands for: a type that is built in, or a file.
 pub fn plan(name: &str) -> Result<Arc<Plan>, Failure> {

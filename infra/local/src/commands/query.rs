@@ -1,9 +1,12 @@
-//! `contextflow query`: SQL over the local warehouse, whether or not the pipeline runs.
+//! `contextflow query`: SQL over the local warehouse, whether or not the pipeline runs, and over BigQuery.
 
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use deltalake::arrow::array::RecordBatch;
+use clap::ValueEnum;
+use deltalake::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
+use deltalake::arrow::datatypes::{DataType, Field, Schema};
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::util::pretty::pretty_format_batches;
 use deltalake::arrow::{csv, json};
@@ -17,7 +20,12 @@ use crate::error::Failure;
 pub struct Args {
     /// One SELECT; read from standard input unless given
     sql: Option<String>,
-    /// The pipeline's data
+    /// Whom to ask
+    #[arg(long, value_enum, default_value_t = Engine::Local)]
+    warehouse: Engine,
+    #[command(flatten)]
+    place: super::Place,
+    /// The local pipeline's data
     #[arg(long, default_value = "./.contextflow", value_name = "FOLDER")]
     data_dir: PathBuf,
     /// A folder of further schema files
@@ -31,12 +39,47 @@ pub struct Args {
     csv: bool,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Engine {
+    /// The folder that `contextflow dev` writes
+    Local,
+    /// BigQuery, in its own SQL and with whatever the credentials allow
+    #[value(name = "bigquery")]
+    BigQuery,
+}
+
+/// The answer of a warehouse that gives its values as JSON.
+#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "made where there are clouds"))]
+pub struct Answer {
+    /// The columns' names.
+    pub columns: Vec<String>,
+    /// One value a column.
+    pub rows: Vec<Vec<Value>>,
+}
+
 /// Runs the command.
-pub async fn run(args: Args) -> Result<(), Failure> {
-    let sql = match args.sql {
+pub async fn run(mut args: Args) -> Result<(), Failure> {
+    let sql = match args.sql.take() {
         Some(sql) => sql,
         None => read_stdin()?,
     };
+    match args.warehouse {
+        Engine::Local => {
+            let batches = ask_local(&args, &sql).await?;
+            let rows = if args.json { rows_of(&batches).map_err(Failure::work)? } else { Vec::new() };
+            print(&args, &rows, &batches)
+        }
+        Engine::BigQuery => {
+            let answer = super::cloud::query(&sql, &args.place).await?;
+            let batch = text_of(&answer).map_err(Failure::work)?;
+            let object = |row: Vec<Value>| answer.columns.iter().cloned().zip(row).collect();
+            let rows: Vec<Map<_, _>> = answer.rows.into_iter().map(object).collect();
+            print(&args, &rows, &[batch])
+        }
+    }
+}
+
+async fn ask_local(args: &Args, sql: &str) -> Result<Vec<RecordBatch>, Failure> {
     let folder = args.data_dir.join("warehouse");
     if !folder.is_dir() {
         let place = args.data_dir.display();
@@ -46,15 +89,18 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     let registry = super::registry(args.schemas.as_deref())?;
     let warehouse = Warehouse::open(&folder, &registry).map_err(Failure::work)?;
-    let batches = warehouse.sql(&sql).await.map_err(Failure::usage)?;
+    warehouse.sql(sql).await.map_err(Failure::usage)
+}
+
+fn print(args: &Args, rows: &[Map<String, Value>], batches: &[RecordBatch]) -> Result<(), Failure> {
     if args.json {
-        println!("{}", serde_json::to_string(&rows_of(&batches).map_err(Failure::work)?).map_err(Failure::work)?);
+        println!("{}", serde_json::to_string(rows).map_err(Failure::work)?);
     } else if args.csv {
         let mut writer = csv::Writer::new(std::io::stdout().lock());
         batches.iter().try_for_each(|batch| writer.write(batch)).map_err(Failure::work)?;
     } else {
         let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        println!("{}", pretty_format_batches(&batches).map_err(Failure::work)?);
+        println!("{}", pretty_format_batches(batches).map_err(Failure::work)?);
         println!("{rows} row{}", if rows == 1 { "" } else { "s" });
     }
     Ok(())
@@ -67,6 +113,22 @@ fn read_stdin() -> Result<String, Failure> {
     let mut sql = String::new();
     std::io::stdin().read_to_string(&mut sql).map_err(Failure::usage)?;
     Ok(sql)
+}
+
+/// Every value as its text; arrays and structs are JSON.
+fn text_of(answer: &Answer) -> Result<RecordBatch, ArrowError> {
+    let text = |value: &Value| match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    let column = |index: usize| -> ArrayRef {
+        Arc::new(answer.rows.iter().map(|row| row.get(index).and_then(text)).collect::<StringArray>())
+    };
+    let fields: Vec<_> = answer.columns.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
+    let columns = (0..fields.len()).map(column).collect();
+    let rows = RecordBatchOptions::new().with_row_count(Some(answer.rows.len()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &rows)
 }
 
 /// Rows as JSON objects; columns without a value are `null`.

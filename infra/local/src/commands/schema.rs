@@ -1,4 +1,4 @@
-//! `contextflow schema`: what tables there are and how BigQuery makes them.
+//! `contextflow schema`: what tables there are, how BigQuery makes them, and whether it has them.
 
 use std::path::PathBuf;
 
@@ -36,10 +36,44 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare BigQuery with the schemas; exit code 1 where it differs
+    Diff(DiffArgs),
+    /// Make BigQuery follow the schemas: datasets, tables, columns, views
+    ///
+    /// Whatever would drop or narrow a column is refused (lines that begin with !), and then nothing is changed.
+    Apply(ApplyArgs),
+}
+
+/// Arguments of `contextflow schema diff`.
+#[derive(clap::Args)]
+#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
+pub struct DiffArgs {
+    /// A folder of further schema files
+    #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
+    pub schemas: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: super::Place,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `contextflow schema apply`.
+#[derive(clap::Args)]
+#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
+pub struct ApplyArgs {
+    #[command(flatten)]
+    pub diff: DiffArgs,
+    /// Print what would be changed and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do the rest even where something is refused
+    #[arg(long)]
+    pub partial: bool,
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub async fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::List { schemas } => {
             for plan in super::registry(schemas.as_deref())?.plans() {
@@ -61,6 +95,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 print!("{}", ddl::create_table(&plan));
             }
         }
+        Command::Diff(args) => super::cloud::schema_diff(args).await?,
+        Command::Apply(args) => super::cloud::schema_apply(args).await?,
     }
     Ok(())
 }

@@ -1,0 +1,36 @@
+//! What `cloud.rs` offers, in a binary that was built without clouds: how to get them.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::publish::Publisher;
+
+use super::{Place, query, schema};
+use crate::error::Failure;
+
+/// `contextflow schema diff`.
+pub fn schema_diff(_: &schema::DiffArgs) -> Ready<Result<(), Failure>> {
+    missing("`schema diff` compares the schemas with BigQuery", "schema diff")
+}
+
+/// `contextflow schema apply`.
+pub fn schema_apply(_: &schema::ApplyArgs) -> Ready<Result<(), Failure>> {
+    missing("`schema apply` changes BigQuery", "schema apply")
+}
+
+/// `contextflow query --warehouse bigquery`.
+pub fn query(_: &str, _: &Place) -> Ready<Result<query::Answer, Failure>> {
+    missing("`--warehouse bigquery` asks BigQuery", "query --warehouse bigquery …")
+}
+
+/// `contextflow generate --to pubsub://…`.
+pub fn topic(to: &str, _: Duration) -> Ready<Result<Arc<dyn Publisher>, Failure>> {
+    missing(&format!("{to} is a topic of Pub/Sub"), "generate --to pubsub://PROJECT/TOPIC")
+}
+
+fn missing<T>(what: &str, command: &str) -> Ready<Result<T, Failure>> {
+    ready(Err(Failure::usage(format!(
+        "{what}, and this contextflow was built without clouds; get it with `cargo run --features cloud -- {command}`"
+    ))))
+}

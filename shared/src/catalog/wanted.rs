@@ -1,0 +1,153 @@
+//! What the schemas want BigQuery to have.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::schema::{Plan, Registry, ddl};
+
+/// The label of a table that tells by which version of its schema it was last changed.
+pub(super) const VERSION_LABEL: &str = "schema_version";
+/// The label of a view that tells its definition from another one.
+pub(super) const DEFINITION_LABEL: &str = "definition";
+
+/// Datasets, tables and views, each after what it needs.
+#[derive(Debug)]
+pub struct Wanted {
+    pub(super) objects: Vec<Object>,
+}
+
+/// Something with a name.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) kind: Kind,
+    /// `dataset`, or `dataset.table`.
+    pub(super) name: String,
+    /// Where the REST API has it, below the project.
+    pub(super) path: String,
+    /// The REST API's document.
+    pub(super) document: Json,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Dataset,
+    Table(Arc<Plan>),
+    View,
+}
+
+impl Kind {
+    pub(super) fn noun(&self) -> &'static str {
+        match self {
+            Self::Dataset => "dataset",
+            Self::Table(_) => "table",
+            Self::View => "view",
+        }
+    }
+}
+
+impl Wanted {
+    /// What the plans of a registry stand for: their datasets and tables, a deduplicated view of each table whose rows
+    /// have an identity, and the reports over them.
+    pub fn of(registry: &Registry, project: &str, location: Option<&str>) -> Self {
+        let names: BTreeSet<_> = registry.plans().map(|plan| plan.table.dataset.as_str()).collect();
+        let datasets = names.into_iter().map(|name| dataset(project, name, location));
+        let tables = registry.plans().map(|plan| table(project, plan));
+        let views = registry.plans().filter_map(|plan| deduplicated(project, plan));
+        let reports = registry.plans().filter_map(|plan| events_per_city(project, plan));
+        Self { objects: datasets.chain(tables).chain(views).chain(reports).collect() }
+    }
+}
+
+fn dataset(project: &str, name: &str, location: Option<&str>) -> Object {
+    let mut document = json!({"datasetReference": {"projectId": project, "datasetId": name}});
+    if let Some(location) = location {
+        document["location"] = json!(location);
+    }
+    Object { kind: Kind::Dataset, name: name.into(), path: format!("datasets/{name}"), document }
+}
+
+fn table(project: &str, plan: &Arc<Plan>) -> Object {
+    let mut document = json!({
+        "labels": {VERSION_LABEL: plan.version},
+        "schema": {"fields": ddl::columns_json(plan)},
+    });
+    if let Some(description) = &plan.description {
+        document["description"] = json!(description);
+    }
+    if let (Some(partition), Some(column)) = (plan.table.partition, plan.partition_column()) {
+        document["timePartitioning"] = json!({"type": partition.granularity, "field": column.name});
+    }
+    if plan.table.require_partition_filter {
+        document["requirePartitionFilter"] = json!(true);
+        // Where the API had it first; bqemulator still reads it there and nowhere else.
+        document["timePartitioning"]["requirePartitionFilter"] = json!(true);
+    }
+    if !plan.table.clustering.is_empty() {
+        let names: Vec<_> = plan.table.clustering.iter().map(|&index| plan.columns[index].name.as_str()).collect();
+        document["clustering"] = json!({"fields": names});
+    }
+    below_dataset(project, &plan.table.dataset, &plan.table.name, Kind::Table(Arc::clone(plan)), document)
+}
+
+/// The view in which every row is seen once: of the rows with one partition time and one identity, the earliest loaded.
+///
+/// The partition column is one of the window's keys, so a filter on it keeps or drops all copies of a row alike;
+/// BigQuery takes it down to the table and reads only those partitions. The view itself needs no filter: where the table
+/// requires one, it is for the query to give. Columns are named, so that a column more is a definition that differs.
+fn deduplicated(project: &str, plan: &Plan) -> Option<Object> {
+    let identity = plan.columns.get(plan.identity?)?;
+    let identity = quoted(&identity.name);
+    let columns: Vec<_> = plan.columns.iter().map(|column| quoted(&column.name)).collect();
+    let keys = plan.partition_column().map(|column| quoted(&column.name)).into_iter().chain([identity.clone()]);
+    let order = plan.system.and_then(|system| plan.columns.get(system.loaded_at));
+    let order = order.map_or_else(String::new, |column| format!(" ORDER BY {}", quoted(&column.name)));
+    let query = format!(
+        "SELECT {columns}\nFROM `{project}.{table}`\nWHERE TRUE\n\
+         QUALIFY {identity} IS NULL OR ROW_NUMBER() OVER (PARTITION BY {keys}{order}) = 1",
+        columns = columns.join(", "),
+        table = plan.table.full_name(),
+        keys = keys.collect::<Vec<_>>().join(", "),
+    );
+    let description = format!("Every row of {} once", plan.table.name);
+    Some(view(project, &plan.table.dataset, &format!("v_{}", plan.table.name), &description, &query))
+}
+
+/// The report that the local warehouse has as well: a week of events by day and place.
+fn events_per_city(project: &str, plan: &Plan) -> Option<Object> {
+    let names = ["event_timestamp", "country", "city", "event_name"];
+    if plan.table.full_name() != "contextflow.clickstream_events"
+        || names.iter().any(|name| plan.index_of(name).is_none())
+    {
+        return None;
+    }
+    let query = format!(
+        "SELECT DATE(`event_timestamp`) AS `event_date`, `country`, `city`, `event_name`, COUNT(*) AS `events`\n\
+         FROM `{project}.contextflow.v_clickstream_events`\n\
+         WHERE `event_timestamp` >= TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY)\n\
+         GROUP BY `event_date`, `country`, `city`, `event_name`"
+    );
+    let description = "Events of the last 7 days by day, place and name";
+    Some(view(project, &plan.table.dataset, "v_events_per_city", description, &query))
+}
+
+fn view(project: &str, dataset: &str, name: &str, description: &str, query: &str) -> Object {
+    let digest: String = Sha256::digest(query).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let document = json!({
+        "description": description,
+        "labels": {DEFINITION_LABEL: digest},
+        "view": {"query": query, "useLegacySql": false},
+    });
+    below_dataset(project, dataset, name, Kind::View, document)
+}
+
+fn below_dataset(project: &str, dataset: &str, name: &str, kind: Kind, mut document: Json) -> Object {
+    document["tableReference"] = json!({"projectId": project, "datasetId": dataset, "tableId": name});
+    Object { kind, name: format!("{dataset}.{name}"), path: format!("datasets/{dataset}/tables/{name}"), document }
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{name}`")
+}
