@@ -8,8 +8,8 @@ fn start(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_enricher"));
     // It must end before anything is asked of this endpoint: nobody is there.
     let usable = [("GOOGLE_CLOUD_PROJECT", "p"), ("PUBSUB_ENDPOINT", "http://127.0.0.1:9"), ("PORT", "0")];
-    let output = command.env_clear().envs(usable).envs(settings.iter().copied()).output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    let output = command.env_clear().envs(usable).envs(settings.iter().copied()).output().expect("it starts");
+    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
 
 #[test]
