@@ -71,6 +71,10 @@ pub async fn run(mut args: Args) -> Result<(), Failure> {
         }
         Engine::BigQuery => {
             let answer = super::cloud::query(&sql, &args.place).await?;
+            if answer.columns.is_empty() && !args.json && !args.csv {
+                println!("done"); // A statement that answers nothing.
+                return Ok(());
+            }
             let batch = text_of(&answer).map_err(Failure::work)?;
             let object = |row: Vec<Value>| answer.columns.iter().cloned().zip(row).collect();
             let rows: Vec<Map<_, _>> = answer.rows.into_iter().map(object).collect();
