@@ -3,6 +3,8 @@
 //! `load push` sends Pub/Sub pushes over HTTP/1.1, `load warehouse` is a Storage Write server, `load topic` a Pub/Sub
 //! server; neither keeps anything.
 
+mod warehouse;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use pipeline_tests::signer::{self, KeyServer, SigningKey};
+use pipeline_tests::topic_server::TopicServer;
 use serde_json::json;
 use shared::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +28,22 @@ struct Cli {
 enum Command {
     /// Push messages to a function on this machine
     Push(Push),
+    /// Print messages as Pub/Sub's REST API takes them
+    Messages {
+        /// Number of the first
+        #[arg(long)]
+        first: u64,
+        /// How many
+        #[arg(long)]
+        count: u64,
+        /// Rows in each
+        #[arg(long)]
+        rows: u64,
+    },
+    /// Be a BigQuery that acknowledges appends and keeps nothing, until SIGTERM
+    Warehouse(warehouse::Warehouse),
+    /// Be a Pub/Sub that takes what is published, until killed; prints its address
+    Topic,
     /// Sign for pushes until killed: prints what a function with PUSH_AUTH=oidc is to be set to
     Signer {
         /// The file that the token of the push account is written to
@@ -46,6 +65,9 @@ struct Push {
     /// How many pushes
     #[arg(long)]
     requests: u64,
+    /// Number of the first; every number has event ids of its own
+    #[arg(long, default_value_t = 0)]
+    first: u64,
     /// How many at once
     #[arg(long, default_value_t = 16)]
     concurrency: u64,
@@ -58,6 +80,15 @@ struct Push {
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Push(args) => push(args).await,
+        Command::Messages { first, count, rows } => {
+            println!("{}", (first..first + count).map(|number| message(number, rows)).collect::<serde_json::Value>());
+            Ok(())
+        }
+        Command::Warehouse(args) => warehouse::serve(args).await,
+        Command::Topic => {
+            println!("{}", TopicServer::start().await.url);
+            std::future::pending().await
+        }
         Command::Signer { token } => sign(&token).await,
     };
     match done {
@@ -102,7 +133,7 @@ async fn push(args: Push) -> Result<(), Failure> {
                 if number >= args.requests {
                     return Ok::<_, Failure>(());
                 }
-                let body = body(number, args.rows);
+                let body = body(args.first + number, args.rows);
                 let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
                 loop {
                     stream.write_all(&request).await?;
@@ -148,10 +179,25 @@ async fn status(stream: &mut TcpStream) -> Result<u16, Failure> {
     }
 }
 
-/// The body of push `number`: `rows` rows of the clickstream, or one raw event. Every event has an id of its own.
+/// The body of push `number`.
 fn body(number: u64, rows: u64) -> Vec<u8> {
-    let minute = number / 10 % 60;
-    let time = format!("2026-10-20T00:{minute:02}:{:02}.{:03}Z", number % 60, number % 1000);
+    let mut message = message(number, rows);
+    let id = number.to_string();
+    for (key, value) in
+        [("messageId", &id), ("message_id", &id), ("publishTime", &time(number)), ("publish_time", &time(number))]
+    {
+        message[key] = json!(value);
+    }
+    json!({"subscription": "projects/p/subscriptions/load", "message": message}).to_string().into_bytes()
+}
+
+fn time(number: u64) -> String {
+    format!("2026-10-20T00:{:02}:{:02}.{:03}Z", number / 10 % 60, number % 60, number % 1000)
+}
+
+/// Message `number`: `rows` rows of the clickstream, or one raw event. Every event has an id of its own.
+fn message(number: u64, rows: u64) -> serde_json::Value {
+    let time = time(number);
     let octet = 1 + number % 222;
     let data = if rows == 0 {
         format!(
@@ -173,17 +219,5 @@ fn body(number: u64, rows: u64) -> Vec<u8> {
     } else {
         json!({"event_type": "clickstream", "rows": rows.to_string(), "schema_version": "1-0-0"})
     };
-    json!({
-        "subscription": "projects/p/subscriptions/load",
-        "message": {
-            "data": base64_simd::STANDARD.encode_to_string(data.as_bytes()),
-            "attributes": attributes,
-            "messageId": number.to_string(),
-            "message_id": number.to_string(),
-            "publishTime": time,
-            "publish_time": time,
-        },
-    })
-    .to_string()
-    .into_bytes()
+    json!({"data": base64_simd::STANDARD.encode_to_string(data.as_bytes()), "attributes": attributes})
 }
