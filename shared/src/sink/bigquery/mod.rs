@@ -376,10 +376,8 @@ impl Append<'_> {
             wire.clear();
             if let Err(column) = encode::row(layout, &row.values, &mut wire) {
                 let table = &self.table.name;
-                self.refuse(
-                    vec![index],
-                    &format!("the table {table} lacks the column `{column}`; {MEND}, then replay"),
-                );
+                let detail = format!("the table {table} lacks the column `{column}`; {MEND}, then replay");
+                self.settle(vec![index], &Outcome::Poison(Reason { code: Code::MissingColumn, detail }));
                 continue;
             }
             let size = wire.len() + ROW_OVERHEAD;
