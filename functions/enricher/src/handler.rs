@@ -185,7 +185,9 @@ impl Enricher {
     }
 
     async fn settle(&self, parts: Parts, letters: Vec<DeadLetter>) -> Answer {
-        let rows = join_all(parts.into_values().flatten().map(|part| self.submit(part)));
+        // Of a known length: `join_all` then needs no queue for the few there are.
+        let parts: Vec<Part> = parts.into_values().flatten().collect();
+        let rows = join_all(parts.into_iter().map(|part| self.submit(part)));
         let rows = async { rows.await.into_iter().collect::<Result<(), String>>() };
         let letters = async {
             if letters.is_empty() {
