@@ -93,6 +93,11 @@ impl Batcher {
         }
     }
 
+    /// The process ends: the warehouse is free for another.
+    pub async fn close(&self) -> Result<(), String> {
+        self.deps.sink.close().await
+    }
+
     /// `POST /`: the rows of a pack into their table. What must wait is sent round again alone; what can never land
     /// becomes a dead letter.
     pub async fn rows(&self, body: Bytes) -> Answer {

@@ -19,5 +19,5 @@ async fn wire(settings: Settings) -> Result<(), Failure> {
     let ending = Arc::clone(&batcher);
     serve::run(&settings, router(Arc::clone(&batcher)), move || ending.hurry()).await?;
     batcher.metrics().report();
-    Ok(())
+    Ok(batcher.close().await?)
 }

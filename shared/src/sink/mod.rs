@@ -55,4 +55,9 @@ pub trait Sink: Send + Sync {
 
     /// Whether the warehouse can be reached; the error says what is in the way.
     async fn ready(&self) -> Result<(), String>;
+
+    /// Nothing more is appended: the process is to end, and another may take over at once.
+    async fn close(&self) -> Result<(), String> {
+        Ok(())
+    }
 }

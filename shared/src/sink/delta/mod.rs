@@ -303,4 +303,8 @@ impl Sink for DeltaSink {
         };
         reached.map_err(|source| self.io("writing to the warehouse", source).to_string())
     }
+
+    async fn close(&self) -> Result<(), String> {
+        Self::close(self).await.map_err(|error| error.to_string())
+    }
 }
