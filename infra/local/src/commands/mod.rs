@@ -22,7 +22,6 @@ use crate::error::Failure;
 
 /// Where BigQuery is.
 #[derive(clap::Args)]
-#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
 pub struct Place {
     /// Project of Google Cloud
     #[arg(long, env = "GOOGLE_CLOUD_PROJECT", value_name = "ID")]

@@ -49,7 +49,6 @@ enum Engine {
 }
 
 /// The answer of a warehouse that gives its values as JSON.
-#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "made where there are clouds"))]
 pub struct Answer {
     /// The columns' names.
     pub columns: Vec<String>,

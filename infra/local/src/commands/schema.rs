@@ -46,7 +46,6 @@ enum Command {
 
 /// Arguments of `contextflow schema diff`.
 #[derive(clap::Args)]
-#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
 pub struct DiffArgs {
     /// A folder of further schema files
     #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
@@ -60,7 +59,6 @@ pub struct DiffArgs {
 
 /// Arguments of `contextflow schema apply`.
 #[derive(clap::Args)]
-#[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "read where there are clouds"))]
 pub struct ApplyArgs {
     #[command(flatten)]
     pub diff: DiffArgs,
