@@ -43,6 +43,7 @@ async fn it_keeps_the_contract_of_a_sink() {
     tokio::task::spawn_blocking(move || drop(tables)).await.unwrap();
 }
 
+/// All types but BIGNUMERIC, of which the emulator makes no column.
 const EVERY_TYPE: &str = r#"{
     "event_type": "every_type", "version": "1-0-0", "ingest": "stream",
     "table": {"dataset": "tests", "name": "every_type"},
@@ -52,7 +53,6 @@ const EVERY_TYPE: &str = r#"{
         {"name": "bytes", "type": "BYTES"},
         {"name": "float", "type": "FLOAT"},
         {"name": "amount", "type": "NUMERIC"},
-        {"name": "big", "type": "BIGNUMERIC"},
         {"name": "flag", "type": "BOOLEAN"},
         {"name": "moment", "type": "TIMESTAMP"},
         {"name": "day", "type": "DATE"},
@@ -80,7 +80,7 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
     let rows = [
         r#"{"number":-9223372036854775808,"text":"Zürich \"Ω\"","bytes":"AP8=","float":-0.1,
             "amount":-99999999999999999999999999999.999999999,
-            "big":"12345678901234567890123456789012345678.12345678901234567890123456789012345678","flag":false,
+            "flag":false,
             "moment":"0001-01-01T00:00:00.000001Z","day":"1969-12-31","day_time":"9999-12-31T23:59:59.999999",
             "time_of_day":"23:59:59.000001","json":{"a": [1, null]},
             "nested":{"days":["0001-01-01","9999-12-31"],
@@ -98,7 +98,7 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
     let first = json!([
         i64::MIN, "Zürich \"Ω\"", "bytes b'\\x00\\xff'", "float -0.1",
         "Decimal -99999999999999999999999999999.999999999",
-        "Decimal 12345678901234567890123456789012345678.12345678901234567890123456789012345678", false,
+        false,
         "datetime 0001-01-01 00:00:00.000001+00:00", "date 1969-12-31", "datetime 9999-12-31 23:59:59.999999",
         "time 23:59:59.000001", {"a": [1, null]},
         {
@@ -111,7 +111,7 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
         "e1", "datetime 2026-10-20 00:15:03.500000+00:00", loaded_at, "1-0-0"
     ]);
     let second =
-        json!([1, null, null, null, null, null, null, null, null, null, null, null, null, "e2", null, loaded_at, null]);
+        json!([1, null, null, null, null, null, null, null, null, null, null, null, "e2", null, loaded_at, null]);
     assert_eq!(read, [first, second]);
 }
 
