@@ -9,9 +9,10 @@ N seconds and started again. At the end every event that was answered 200 must b
 deduplicated view. tests/parts/install.sh installs the servers."""
 import argparse, json, os, pathlib, re, signal, socket, subprocess, sys, tempfile, threading, time, urllib.error, urllib.request
 
+import functions
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PARTS = (ROOT / os.environ.get("CONTEXTFLOW_PARTS", "target/parts")).resolve()
-FUNCTIONS = ROOT / "target/deploy"
 CONTEXTFLOW = ROOT / "target/debug/contextflow"
 PROJECT = "bench-project"
 TABLE = "contextflow.clickstream_events"
@@ -103,7 +104,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     subprocess.run(["cargo", "build"], cwd=ROOT, check=True)
-    subprocess.run(["cargo", "build", "--profile", "deploy", "-p", "publisher", "-p", "enricher", "-p", "batcher"], cwd=ROOT, check=True)
+    subprocess.run(functions.BUILD, cwd=ROOT, check=True)
     ports = {name: free_port() for name in ("pubsub", "rest", "grpc", "publisher", "enricher", "batcher")}
     url = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     processes = []
@@ -117,9 +118,9 @@ def main():
             make_topics(url["pubsub"], url["enricher"], url["batcher"])
             environment = {"GOOGLE_CLOUD_PROJECT": PROJECT, "PUBSUB_ENDPOINT": url["pubsub"], "BIGQUERY_REST_ENDPOINT": url["rest"],
                            "BIGQUERY_GRPC_ENDPOINT": url["grpc"], "ARCHIVE_URI": os.path.join(folder, "archive"), "PUSH_AUTH": "off"}
-            functions = {name: Process(name, [FUNCTIONS / name], ports[name], dict(environment, PORT=str(ports[name])))
+            running = {name: Process(name, [functions.DEPLOY / name], ports[name], dict(environment, PORT=str(ports[name])))
                          for name in ("publisher", "enricher", "batcher")}
-            processes += functions.values()
+            processes += running.values()
             ids_file = pathlib.Path(folder, "accepted")
             generator = subprocess.Popen(
                 [CONTEXTFLOW, "generate", "--to", url["publisher"], "--rate", str(args.rate), "--duration", f"{args.seconds}s",
@@ -130,8 +131,8 @@ def main():
             waiter.start()
             while not done.wait(args.kill_every or None):
                 for name in ("enricher", "batcher"):
-                    functions[name].end(signal.SIGKILL)
-                    functions[name].start()
+                    running[name].end(signal.SIGKILL)
+                    running[name].start()
                     kills += 1
             sent = json.loads(generator.stdout.read())
             accepted = set(ids_file.read_text().split())
@@ -144,14 +145,14 @@ def main():
                 "SELECT COUNT(*) AS row_count, APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(50)] AS p50_ms, "
                 f"APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(99)] AS p99_ms FROM `{PROJECT}.{TABLE}`")[0]
             dead = bigquery.query(f"SELECT COUNT(*) AS n FROM `{PROJECT}.contextflow.dead_letters`")[0]["n"]
-            for function in functions.values():
+            for function in running.values():
                 function.end(signal.SIGTERM)
             lost = accepted - landed
             print(json.dumps({
                 "generator": sent, "events_a_request": args.batch, "kills": kills, "distinct_rows": len(landed), **figures,
                 "dead_letters": int(dead), "lost": len(lost),
-                "cpu_seconds_per_million": {name: round(f.cpu * 1e6 / max(1, len(accepted)), 1) for name, f in functions.items()},
-                "peak_mib": {name: round(f.peak) for name, f in functions.items()}}))
+                "cpu_seconds_per_million": {name: round(f.cpu * 1e6 / max(1, len(accepted)), 1) for name, f in running.items()},
+                "peak_mib": {name: round(f.peak) for name, f in running.items()}}))
             if lost or int(dead) or sent["failed"]:
                 sys.exit("FAILED")
         finally:

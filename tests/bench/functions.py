@@ -12,6 +12,9 @@ import json, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time, u
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PARTS = (ROOT / os.environ.get("CONTEXTFLOW_PARTS", "target/parts")).resolve()
 DEPLOY = ROOT / "target/deploy"
+# The functions and what they are measured with, without the query engine that the tests bring.
+BUILD = ["cargo", "build", "--profile", "deploy", "-p", "publisher", "-p", "enricher", "-p", "batcher", "-p", "pipeline-tests",
+         "--bins", "--no-default-features", "--features", "publisher/cloud,enricher/cloud,batcher/cloud"]
 LOAD = DEPLOY / "load"
 LOG = open(os.path.join(tempfile.gettempdir(), "bench-functions.log"), "w")
 
@@ -157,8 +160,7 @@ def main():
     jobs = {"table": table, "archive": archive, "enricher": enricher, "overload": overload}
     if set(sys.argv[1:]) - set(jobs):
         sys.exit(__doc__)
-    subprocess.run(["cargo", "build", "--profile", "deploy", "-p", "enricher", "-p", "batcher", "-p", "pipeline-tests", "--bins",
-                    "--no-default-features", "--features", "enricher/cloud,batcher/cloud"], cwd=ROOT, check=True)
+    subprocess.run(BUILD, cwd=ROOT, check=True)
     for name in sys.argv[1:] or jobs:
         print(json.dumps({"job": name, **jobs[name]()}), flush=True)
 

@@ -67,7 +67,7 @@ pub struct Came {
     pub rows: usize,
     /// Its size in bytes.
     pub bytes: usize,
-    /// Which AppendRows call it came on, counted from 0.
+    /// Which `AppendRows` call it came on, counted from 0.
     pub call: usize,
 }
 
@@ -173,7 +173,7 @@ impl StorageWrite {
         self.told().came.clone()
     }
 
-    /// How often AppendRows was called.
+    /// How often `AppendRows` was called.
     pub fn calls(&self) -> usize {
         self.told().calls
     }

@@ -1,4 +1,5 @@
 //! The `BigQuery` sink against a Storage Write server that fails as told.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -376,7 +377,7 @@ async fn a_token_that_is_refused_is_made_anew() {
 #[test]
 fn a_setting_that_cannot_be_used_is_named() {
     let open = |settings: &[(&str, &str)]| {
-        BigQuerySink::new(&Settings::from_iter(settings.iter().copied()), Clock::system()).err().unwrap_or_default()
+        BigQuerySink::new(&settings.iter().copied().collect(), Clock::system()).err().unwrap_or_default()
     };
     assert!(open(&[]).starts_with("GOOGLE_CLOUD_PROJECT: not set"));
     let bad = [("GOOGLE_CLOUD_PROJECT", "p"), ("BIGQUERY_GRPC_ENDPOINT", "no address at all")];

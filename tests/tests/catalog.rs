@@ -1,5 +1,6 @@
 //! BigQuery follows the schemas: on bqemulator, read back by Google's own `bq`, and on a server that does what an emulator
 //! does not.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -220,10 +221,13 @@ async fn an_answer_is_whole_and_exact_and_a_fault_is_in_bigquerys_words() {
     assert!(error.to_string().starts_with("division by zero"), "{error}");
 }
 
+/// By path, what is answered: status and body, in their order.
+type Answers = BTreeMap<String, Vec<(u16, Value)>>;
+
 /// Answers as scripted, one a path, and keeps what it was asked.
 #[derive(Clone, Default)]
 struct Script {
-    answers: Arc<Mutex<BTreeMap<String, Vec<(u16, Value)>>>>,
+    answers: Arc<Mutex<Answers>>,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
 

@@ -1,4 +1,5 @@
 //! The enricher as a process: what it holds, how it ends, what it logs, where its lookups come from.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -65,7 +66,11 @@ impl Enricher {
     }
 
     fn get(&self, path: &str) -> String {
-        self.client.get(format!("{}{path}", self.url)).send().and_then(|answer| answer.text()).expect("it answers")
+        self.client
+            .get(format!("{}{path}", self.url))
+            .send()
+            .and_then(reqwest::blocking::Response::text)
+            .expect("it answers")
     }
 
     /// Waits until so many events came in.
@@ -108,7 +113,9 @@ fn emulator() -> Option<(Server, PubSubApi)> {
     let api = PubSubApi::at(&server.url);
     let topics = ["clickstream-enriched-topic", "clickstream-dead-letter-topic"];
     api.create_topics(&topics);
-    topics.iter().for_each(|topic| api.create_pull(topic, topic));
+    for topic in topics {
+        api.create_pull(topic, topic);
+    }
     Some((server, api))
 }
 
@@ -282,6 +289,7 @@ impl Storage {
         url
     }
 
+    #[expect(clippy::unused_async, reason = "axum takes handlers that are")]
     async fn answer(State(storage): State<Self>, request: Request<Body>) -> Response {
         let token = request.headers().get("authorization").map(|value| value.to_str().unwrap_or_default().to_string());
         let recorded = (request.method().to_string(), request.uri().to_string(), token);

@@ -5,8 +5,8 @@ use std::process::Command;
 
 fn started_with(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_batcher"));
-    let output = command.env_clear().envs(settings.iter().copied()).output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    let output = command.env_clear().envs(settings.iter().copied()).output().expect("the binary starts");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::settings::{Settings, fault};
 
 const SERVICE: &str = "https://bigquery.googleapis.com";
 /// A query is given ten seconds before it is asked for again, so an answer that takes longer is none.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// Pauses before a request is tried again. BigQuery takes five changes of a table in ten seconds.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(250),

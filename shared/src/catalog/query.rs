@@ -1,7 +1,7 @@
 //! A query and its answer, value by value.
 
 use reqwest::Method;
-use serde_json::{Map, Number, Value as Json, json};
+use serde_json::{Number, Value as Json, json};
 use uuid::Uuid;
 
 use super::client::{ApiError, BigQuery};
@@ -95,7 +95,7 @@ fn single(field: &Json, given: &Json) -> Json {
     let Json::String(text) = given else {
         let Some(fields) = field["fields"].as_array().filter(|_| given.is_object()) else { return given.clone() };
         let members = fields.iter().map(|field| name(field).to_string()).zip(values(fields, given));
-        return Json::Object(Map::from_iter(members));
+        return Json::Object(members.collect());
     };
     let known = match field["type"].as_str().unwrap_or_default() {
         "INTEGER" | "INT64" => text.parse::<i64>().ok().map(Json::from),

@@ -134,7 +134,7 @@ fn events_per_city(project: &str, plan: &Plan) -> Option<Object> {
 }
 
 fn view(project: &str, dataset: &str, name: &str, description: &str, query: &str) -> Object {
-    let digest: String = Sha256::digest(query).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest = crate::event::hex(&Sha256::digest(query)[..8]);
     let document = json!({
         "description": description,
         "labels": {DEFINITION_LABEL: digest},

@@ -132,8 +132,12 @@ mod tests {
     use super::*;
 
     fn schema(event_type: &str) -> String {
-        let file = BUILT_IN.iter().find(|(file, _)| file.starts_with("clickstream")).map(|(_, text)| *text).unwrap();
-        let mut schema: serde_json::Value = serde_json::from_str(file).unwrap();
+        let file = BUILT_IN
+            .iter()
+            .find(|(file, _)| file.starts_with("clickstream"))
+            .map(|(_, text)| *text)
+            .expect("it is built in");
+        let mut schema: serde_json::Value = serde_json::from_str(file).expect("it is JSON");
         schema["event_type"] = event_type.into();
         schema["table"]["name"] = event_type.into();
         schema.to_string()

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> String {
-        let settings = Settings::from_iter(variables.iter().copied());
+        let settings: Settings = variables.iter().copied().collect();
         PushAuth::read(&settings, Clock::manual(0)).map_or_else(|error| error.to_string(), |_| "read".into())
     }
 

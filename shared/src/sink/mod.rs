@@ -3,7 +3,7 @@
 #[cfg(feature = "bigquery")]
 pub mod bigquery;
 #[cfg(any(test, feature = "contract"))]
-#[cfg_attr(not(test), expect(clippy::unwrap_used, reason = "checks, not a part of any program"))]
+#[expect(clippy::unwrap_used, reason = "checks, not a part of any program")]
 pub mod contract;
 #[cfg(feature = "delta")]
 pub mod delta;

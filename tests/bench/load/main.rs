@@ -40,11 +40,11 @@ enum Command {
         #[arg(long)]
         rows: u64,
     },
-    /// Be a BigQuery that acknowledges appends and keeps nothing, until SIGTERM
+    /// Be a warehouse that acknowledges appends and keeps nothing, until SIGTERM
     Warehouse(warehouse::Warehouse),
     /// Be a Pub/Sub that takes what is published, until killed; prints its address
     Topic,
-    /// Sign for pushes until killed: prints what a function with PUSH_AUTH=oidc is to be set to
+    /// Sign for pushes until killed: prints what a function that checks tokens is to be set to
     Signer {
         /// The file that the token of the push account is written to
         token: std::path::PathBuf,

@@ -27,7 +27,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// Arguments of `contextflow generate`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Publisher address (http:// or https://), topic (pubsub://PROJECT/TOPIC) or file
+    /// Publisher address (`http://…`, `https://…`), topic (`pubsub://PROJECT/TOPIC`) or file
     #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL|TOPIC|FILE")]
     to: String,
     /// Events a second; as fast as possible unless given

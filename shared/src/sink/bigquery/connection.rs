@@ -1,4 +1,4 @@
-//! One long-lived AppendRows stream: requests go out as they come, answers come back in the same order.
+//! One long-lived `AppendRows` stream: requests go out as they come, answers come back in the same order.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -32,9 +32,18 @@ fn write<'l>(field: &'l Field, value: &Value<'_>, out: &mut Vec<u8>) -> Result<(
         Value::Text(text) => bytes(text.as_bytes(), out),
         Value::BigNumeric(text) => bytes(text.as_bytes(), out),
         Value::Bytes(content) => bytes(content, out),
-        Value::Numeric(number) => delimited(out, |out| Ok(number::write_numeric(*number, out)))?,
-        Value::DateTime(micros) => delimited(out, |out| Ok(time::write_date_time(*micros, out)))?,
-        Value::Time(micros) => delimited(out, |out| Ok(time::write_time(*micros, out)))?,
+        Value::Numeric(number) => delimited(out, |out| {
+            number::write_numeric(*number, out);
+            Ok(())
+        })?,
+        Value::DateTime(micros) => delimited(out, |out| {
+            time::write_date_time(*micros, out);
+            Ok(())
+        })?,
+        Value::Time(micros) => delimited(out, |out| {
+            time::write_time(*micros, out);
+            Ok(())
+        })?,
         Value::Record(values) => match &field.record {
             Some(record) => delimited(out, |out| row(record, values, out))?,
             None => varint(0, out),
@@ -65,10 +74,10 @@ fn delimited<'l>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<(
     out.push(0);
     write(out)?;
     let length = out.len() - start - 1;
-    let mut prefix = Vec::new();
     match u8::try_from(length) {
         Ok(short) if short < 0x80 => out[start] = short,
         _ => {
+            let mut prefix = Vec::new();
             varint(length as u64, &mut prefix);
             out.splice(start..=start, prefix);
         }
