@@ -9,9 +9,10 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock::Clock;
@@ -28,12 +29,14 @@ tokio::task_local! {
 /// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`); `project` is the
 /// one that traces belong to.
 pub fn init(filter: &str, project: Option<&str>) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    let (registry, lines) =
+        (tracing_subscriber::registry().with(filter), tracing_subscriber::fmt::layer().with_writer(std::io::stderr));
     let started = if std::io::stderr().is_terminal() {
-        builder.with_target(false).try_init()
+        registry.with(lines.with_target(false)).try_init()
     } else {
-        builder.event_format(CloudLogging { clock: Clock::system(), project: project.map(str::to_string) }).try_init()
+        let form = CloudLogging { clock: Clock::system(), project: project.map(str::to_string) };
+        registry.with(lines.event_format(form)).try_init()
     };
     if started.is_err() {
         tracing::debug!("logging was started before");

@@ -165,4 +165,5 @@ def main():
         print(json.dumps({"job": name, **jobs[name]()}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
