@@ -11,10 +11,8 @@ use axum::response::Response;
 use lambda_http::RequestExt;
 use lambda_http::request::RequestContext;
 use lambda_http::tower::ServiceExt;
-use shared::serve::Failure;
-use shared::settings::{Settings, fault};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use shared::serve::{self, Failure};
+use shared::settings::Settings;
 
 use crate::ClientAddress;
 
@@ -26,19 +24,9 @@ pub async fn lambda(router: Router) -> Result<(), Failure> {
 
 /// Serves on `PORT` until SIGTERM or Ctrl-C; what is under way is answered.
 pub async fn http(settings: &Settings, router: Router) -> Result<(), Failure> {
-    let port: u16 = settings.parsed("PORT", 8080)?;
-    let listener =
-        TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| fault("PORT", format!("{port}: {error}")))?;
-    let mut terminated = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
-    let ended = async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-    };
-    tracing::info!(port, "serving");
+    let (listener, asked_to_end) = serve::listen(settings).await?;
     let service = router.layer(middleware::from_fn(from_socket)).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(ended).await;
+    let served = axum::serve(listener, service).with_graceful_shutdown(asked_to_end).await;
     served.map_err(|error| Failure::Work(error.to_string()))
 }
 

@@ -90,22 +90,31 @@ where
 /// whatever is left.
 pub async fn run(settings: &Settings, router: Router, on_end: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let guard = Arc::new(Guard::read(settings, Clock::system())?);
+    let (listener, asked_to_end) = listen(settings).await?;
+    let ended = async move {
+        asked_to_end.await;
+        std::thread::spawn(end_by_force);
+        on_end();
+    };
+    serve(listener, router, guard, ended, ANSWER_WITHIN).await;
+    Ok(())
+}
+
+/// Listens on `PORT`; the future is there once SIGTERM or Ctrl-C asks the process to end.
+pub async fn listen(settings: &Settings) -> Result<(TcpListener, impl Future<Output = ()> + Send + use<>), Failure> {
     let port: u16 = settings.parsed("PORT", 8080)?;
     let listener =
         TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| fault("PORT", format!("{port}: {error}")))?;
     let mut terminated = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
-    let ended = async move {
+    let asked_to_end = async move {
         tokio::select! {
             _ = terminated.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
         tracing::info!("asked to end");
-        std::thread::spawn(end_by_force);
-        on_end();
     };
     tracing::info!(port, "serving");
-    serve(listener, router, guard, ended, ANSWER_WITHIN).await;
-    Ok(())
+    Ok((listener, asked_to_end))
 }
 
 /// A thread of its own, since a runtime whose threads are all blocked runs no timer.
