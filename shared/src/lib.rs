@@ -14,6 +14,7 @@ pub mod decode;
 pub mod encode;
 pub mod enrich;
 pub mod event;
+pub mod load;
 pub mod metrics;
 pub mod problem;
 pub mod publish;

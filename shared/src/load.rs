@@ -1,0 +1,62 @@
+//! The port to a bulk load: tables filled beside what readers see, then shown all at once.
+//!
+//! A run stages rows, makes them durable at checkpoints, and publishes once. Until then readers see the tables as they
+//! were; a run that fails or is killed leaves them so.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::row::Value;
+use crate::schema::Plan;
+
+/// How the rows of a run meet those that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The run's rows take the place of all others.
+    Replace,
+    /// The run's rows are added.
+    Append,
+    /// As `Replace`, with the tables made anew from their schemas.
+    Recreate,
+}
+
+/// A warehouse that can be loaded in bulk.
+#[async_trait]
+pub trait Loader: Send + Sync {
+    /// Begins the load `run` of `tables`, or, with what a [`Load::checkpoint`] of the same run gave, goes on from there:
+    /// what was staged after that checkpoint is forgotten.
+    ///
+    /// `run` is unique a run: `[0-9a-z_]`, at most 40 characters. The error says what is in the way.
+    async fn begin(
+        &self,
+        run: &str,
+        tables: &[Arc<Plan>],
+        mode: Mode,
+        checkpoint: Option<&serde_json::Value>,
+    ) -> Result<Box<dyn Load>, String>;
+}
+
+/// One load under way.
+#[async_trait]
+pub trait Load: Send {
+    /// Adds one row, a value a column of `tables[table]`, decoded and checked. Held in memory until [`Load::flush`].
+    fn add(&mut self, table: usize, values: &[Value<'_>]);
+
+    /// Bytes held in memory, about.
+    fn held(&self) -> usize;
+
+    /// Moves what is held towards the staging area. The error ends the run.
+    async fn flush(&mut self) -> Result<(), String>;
+
+    /// Makes everything added so far durable in the staging area; the answer is all that a later
+    /// [`Loader::begin`] needs to go on from here.
+    async fn checkpoint(&mut self) -> Result<serde_json::Value, String>;
+
+    /// Shows the rows of the run, of all tables at once. Durable when it returns; repeated after a crash in its middle
+    /// (begin with the last checkpoint, publish) it ends in the same state.
+    async fn publish(self: Box<Self>) -> Result<(), String>;
+
+    /// Removes what was staged; the tables stay as they were.
+    async fn abandon(self: Box<Self>) -> Result<(), String>;
+}
