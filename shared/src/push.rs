@@ -2,10 +2,15 @@
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::clock::Micros;
 use crate::decode::time;
@@ -34,9 +39,10 @@ impl From<Result<(), String>> for Answer {
 
 /// Handles a push and answers with its HTTP status: 204, or 503 where it is to be delivered again.
 ///
-/// The handler runs in a task of its own: a client that goes away must not leave work half done.
+/// A client that goes away leaves no work half done.
 pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
-    let answer = tokio::spawn(traced(current_trace(), handle)).await;
+    let handle = AssertUnwindSafe(traced(current_trace(), handle)).catch_unwind();
+    let answer = ToItsEnd(Some(Box::pin(handle))).await;
     metrics.report_by_age();
     match answer {
         Ok(Answer::Settled) => StatusCode::NO_CONTENT,
@@ -44,9 +50,31 @@ pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Se
             tracing::warn!(reason, "push to be delivered again");
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Err(error) => {
-            tracing::error!(%error, "push handler ended early");
+        Err(_) => {
+            tracing::error!("push handler ended early");
             StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
+}
+
+/// Work that, when nobody waits for it any more, goes on as a task of its own.
+struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(work) = &mut self.0 else { return Poll::Pending };
+        let output = ready!(work.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for ToItsEnd<F> {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(work);
         }
     }
 }

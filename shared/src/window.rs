@@ -12,6 +12,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+/// How many items are taken in before the windows' time is looked at.
+const AT_ONCE: usize = 64;
+
 /// When a window is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -45,6 +48,12 @@ struct Open<T, R> {
     due: Instant,
     values: Vec<T>,
     replies: Vec<oneshot::Sender<R>>,
+}
+
+impl<T, R> Open<T, R> {
+    fn until(due: Instant) -> Self {
+        Self { rows: 0, bytes: 0, due, values: Vec::new(), replies: Vec::new() }
+    }
 }
 
 /// The window is gone: the process is ending. Nothing was done with the item, or its answer is lost.
@@ -98,10 +107,12 @@ async fn gather<K, T, R, F, Fut>(
     let permits = Arc::new(Semaphore::new(limits.in_flight));
     let mut open: HashMap<K, Open<T, R>> = HashMap::new();
     let mut wait = limits.wait;
+    let mut arrived = Vec::new();
     loop {
         let due = open.values().map(|window| window.due).min();
-        let item = tokio::select! {
-            item = items.recv() => item,
+        // Many at once: a timer is looked at once for all of them.
+        let received = tokio::select! {
+            received = items.recv_many(&mut arrived, AT_ONCE) => received,
             Ok(()) = in_hurry.changed() => {
                 wait = Duration::ZERO;
                 for window in open.values_mut() {
@@ -119,25 +130,27 @@ async fn gather<K, T, R, F, Fut>(
                 continue;
             }
         };
-        let Some(item) = item else { break };
-        if let Some(window) = open.get(&item.key)
-            && (window.rows + item.rows > limits.rows || window.bytes + item.bytes > limits.bytes)
-        {
-            hand_on(&mut open, item.key.clone(), &permits, &flush).await;
+        if received == 0 {
+            break;
         }
-        let window = open.entry(item.key.clone()).or_insert_with(|| Open {
-            rows: 0,
-            bytes: 0,
-            due: Instant::now() + wait,
-            values: Vec::new(),
-            replies: Vec::new(),
-        });
-        window.rows += item.rows;
-        window.bytes += item.bytes;
-        window.values.push(item.value);
-        window.replies.push(item.reply);
-        if window.rows >= limits.rows || window.bytes >= limits.bytes {
-            hand_on(&mut open, item.key, &permits, &flush).await;
+        for item in arrived.drain(..) {
+            let fits = |window: &Open<T, R>| {
+                window.rows + item.rows <= limits.rows && window.bytes + item.bytes <= limits.bytes
+            };
+            if !open.get(&item.key).is_none_or(fits) {
+                hand_on(&mut open, item.key.clone(), &permits, &flush).await;
+            }
+            let window = match open.get_mut(&item.key) {
+                Some(window) => window,
+                None => open.entry(item.key.clone()).or_insert_with(|| Open::until(Instant::now() + wait)),
+            };
+            window.rows += item.rows;
+            window.bytes += item.bytes;
+            window.values.push(item.value);
+            window.replies.push(item.reply);
+            if window.rows >= limits.rows || window.bytes >= limits.bytes {
+                hand_on(&mut open, item.key, &permits, &flush).await;
+            }
         }
     }
     let keys: Vec<K> = open.keys().cloned().collect();

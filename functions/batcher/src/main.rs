@@ -5,8 +5,13 @@ use std::sync::Arc;
 
 use batcher::config::{Config, cloud};
 use batcher::{Batcher, router};
+use mimalloc::MiMalloc;
 use shared::serve::{self, Failure};
 use shared::settings::Settings;
+
+/// A push is many small allocations on whatever thread is free.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -120,8 +120,10 @@ impl Tables {
         let mut claimed = Claimed { recent: Arc::clone(&self.recent), keys: Vec::new(), rows: Vec::new() };
         let mut theirs = Vec::new();
         let mut duplicates = 0;
-        for (at, row) in wanted.iter().filter_map(|&index| rows.get(index)).enumerate() {
-            match self.recent.claim(&plan.event_type, &row.id) {
+        let wanted: Vec<&Row> = wanted.iter().filter_map(|&index| rows.get(index)).collect();
+        let claims = self.recent.claim(&plan.event_type, wanted.iter().map(|row| row.id.as_str()));
+        for (at, (row, claim)) in wanted.into_iter().zip(claims).enumerate() {
+            match claim {
                 Claim::Landed => duplicates += 1,
                 Claim::Theirs(outcome) => theirs.push((at, outcome)),
                 Claim::Mine(key) => {
