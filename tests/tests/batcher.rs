@@ -236,10 +236,10 @@ async fn a_row_that_cannot_be_read_is_a_dead_letter() {
     assert_eq!(ids(&batcher.sink.rows("clickstream")), ["a", "b"]);
     let letters = batcher.letters();
     let of = |key: &str| letters.iter().map(|letter| letter[key].clone()).collect::<Vec<_>>();
-    assert_eq!(of("stage"), ["batcher"; 4]);
-    assert_eq!(of("reason"), ["bad_json", "wrong_type", "not_an_object", "missing_required"]);
-    assert_eq!(of("raw"), broken);
-    assert_eq!(of("event_id"), [json!("x"), json!("y"), Value::Null, json!("z")]);
+    assert_eq!(of("stage"), ["batcher", "batcher", "warehouse", "warehouse"]);
+    assert_eq!(of("reason"), ["bad_json", "not_an_object", "wrong_type", "missing_required"]);
+    assert_eq!(of("raw"), [broken[0], broken[2], broken[1], broken[3]]);
+    assert_eq!(of("event_id"), [json!("x"), Value::Null, json!("y"), json!("z")]);
     let (pubsubs, its_own) = (json!(PUBLISHED_AT), json!("2026-10-20T00:15:00.250Z"));
     assert_eq!(of("received_at"), [pubsubs.clone(), pubsubs.clone(), pubsubs, its_own]);
     let dead_ids: BTreeSet<_> = of("dead_letter_id").iter().map(Value::to_string).collect();

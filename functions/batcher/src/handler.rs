@@ -280,7 +280,8 @@ fn origin<'a>(stage: &'a str, push: &'a Push, now: Micros, plan: Option<&'a Plan
     }
 }
 
-/// Reads the rows of a pack; those that break their schema come back as dead letters.
+/// Reads of the rows of a pack who they are; those that do not tell come back as dead letters. Whether a row is good in
+/// all its columns is for the warehouse to say, which decodes it.
 fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLetter>) {
     let mut rows = Vec::new();
     let mut letters = Vec::new();
@@ -288,7 +289,13 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
     for (number, line) in push.lines() {
         let number = number.to_string();
         let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
-        let fault = match decode::row(plan, line, &mut row) {
+        let mut read = decode::head(plan, line, &mut row);
+        let is_nameless = plan.system.is_some_and(|system| row.text(system.event_id).is_none());
+        if read.is_ok() && row.problems.is_empty() && is_nameless {
+            // It gets a name, so it is written anew, whole.
+            read = decode::row(plan, line, &mut row);
+        }
+        let fault = match read {
             Ok(()) => reason_of(&row.problems),
             Err(problem) => Some(Reason::from(&problem)),
         };

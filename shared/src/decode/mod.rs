@@ -32,6 +32,16 @@ pub fn event<'a>(plan: &Plan, line: &'a [u8], now: Micros, row: &mut Row<'a>) ->
     Ok(())
 }
 
+/// Decodes of one row of the enriched message what tells it from others and when it came to be: its identity,
+/// `received_at` and the partition column. The rest has to be JSON, no more: whoever writes the row decodes it.
+pub fn head<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
+    object(plan, &Form::Head, line, row)?;
+    if let Some(system) = plan.system {
+        check_event_id(system.event_id, row);
+    }
+    Ok(())
+}
+
 /// Decodes one row of the enriched message: every column by its exact name, no time window.
 pub fn row<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
     object(plan, &Form::Row, line, row)?;
@@ -45,6 +55,7 @@ pub fn row<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Pro
 enum Form {
     Event,
     Row,
+    Head,
 }
 
 fn object<'a>(plan: &Plan, form: &Form, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
@@ -54,6 +65,7 @@ fn object<'a>(plan: &Plan, form: &Form, line: &'a [u8], row: &mut Row<'a>) -> Re
     let keys = match form {
         Form::Event => &plan.event_keys,
         Form::Row => &plan.row_keys,
+        Form::Head => &plan.head_keys,
     };
     let mut scanner = Scanner::new(text);
     let kind = scanner.next_kind().map_err(bad_json)?;
@@ -111,9 +123,10 @@ impl<'a> Members<'_, 'a> {
         self.scanner.open()?;
         let faults_before = self.problems.len();
         let mut first = true;
+        let mut expected = 0;
         while let Some(key) = self.scanner.key(first)? {
             first = false;
-            let found = key.text().and_then(|key| keys.find(key.as_bytes()));
+            let found = key.text().and_then(|key| keys.find(key.as_bytes(), &mut expected));
             let Some((column, value)) = found.and_then(|index| Some((columns.get(index)?, values.get_mut(index)?)))
             else {
                 self.unknown_keys += 1;

@@ -150,7 +150,10 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
     let event_names = names(&columns, |column| column.fill == Fill::Event || column.name == "event_id");
     let event_keys = KeyTable::build(event_names.into_iter().chain(aliases)).map_err(two_columns)?;
     let row_names = columns.iter().enumerate().map(|(index, column)| (column.name.clone(), index));
-    let row_keys = KeyTable::build(row_names).map_err(two_columns)?;
+    let row_keys = KeyTable::build(row_names.clone()).map_err(two_columns)?;
+    let partition = table.partition.map(|partition| partition.column);
+    let head = [identity, partition, system.map(|system| system.received_at)];
+    let head_keys = KeyTable::build(row_names.filter(|(_, index)| head.contains(&Some(*index)))).map_err(two_columns)?;
 
     let accepts = Window::default();
     let days = |days: Option<u32>, default| days.map_or(default, |days| i64::from(days) * DAY);
@@ -171,6 +174,7 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
         identity,
         event_keys,
         row_keys,
+        head_keys,
     })
 }
 

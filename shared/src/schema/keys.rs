@@ -34,9 +34,23 @@ impl KeyTable {
         Ok(Self { slots, entries })
     }
 
-    /// The column that `key` names.
+    /// The column that `key` names. Writers keep to an order: the name after the one before is tried first, `expected`
+    /// says which that is.
     #[inline]
-    pub fn find(&self, key: &[u8]) -> Option<usize> {
+    pub fn find(&self, key: &[u8], expected: &mut usize) -> Option<usize> {
+        if let Some((name, column)) = self.entries.get(*expected)
+            && name.as_bytes() == key
+        {
+            *expected += 1;
+            return Some(usize::from(*column));
+        }
+        let entry = self.probe(key)?;
+        *expected = entry + 1;
+        self.entries.get(entry).map(|(_, column)| usize::from(*column))
+    }
+
+    #[inline]
+    fn probe(&self, key: &[u8]) -> Option<usize> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash(key) & mask;
         loop {
@@ -44,9 +58,9 @@ impl KeyTable {
             if slot == NONE {
                 return None;
             }
-            let (name, column) = self.entries.get(usize::from(slot))?;
+            let (name, _) = self.entries.get(usize::from(slot))?;
             if name.as_bytes() == key {
-                return Some(usize::from(*column));
+                return Some(usize::from(slot));
             }
             at = (at + 1) & mask;
         }
@@ -102,11 +116,14 @@ mod tests {
     fn every_key_is_found_and_no_other() {
         let names: Vec<_> = (0..300).map(|i| (format!("column_{i}"), i)).collect();
         let table = KeyTable::build(names.clone()).unwrap();
-        for (name, column) in names {
-            assert_eq!(table.find(name.as_bytes()), Some(column));
+        for (name, column) in names.iter().chain(names.iter().rev()) {
+            for mut expected in [0, *column, 299, 300] {
+                assert_eq!(table.find(name.as_bytes(), &mut expected), Some(*column));
+                assert_eq!(expected, column + 1);
+            }
         }
-        assert_eq!(table.find(b"column_300"), None);
-        assert_eq!(table.find(b""), None);
+        assert_eq!(table.find(b"column_300", &mut 299), None);
+        assert_eq!(table.find(b"", &mut 0), None);
     }
 
     #[test]

@@ -233,6 +233,8 @@ pub struct Plan {
     pub(crate) event_keys: KeyTable,
     /// Names a row may use (every column, exactly as it is called).
     pub(crate) row_keys: KeyTable,
+    /// Of those, what tells a row from others and when it came to be: identity, `received_at`, partition column.
+    pub(crate) head_keys: KeyTable,
 }
 
 impl Plan {
