@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use prometheus::local::LocalHistogram;
 use prometheus::proto::{Bucket, LabelPair, MetricType};
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use serde_json::{Map, Value as Json, json};
@@ -47,6 +48,20 @@ pub struct Metrics {
     pub append_millis: Histogram,
     /// From the receipt of an event to its row in the table, in milliseconds.
     pub received_to_loaded_millis: Histogram,
+}
+
+/// The latencies of rows that landed together; they count when it is dropped.
+pub struct ReceivedToLoaded {
+    millis: LocalHistogram,
+    loaded_at: Micros,
+}
+
+impl ReceivedToLoaded {
+    /// Notes a row by when it was received.
+    pub fn of(&self, received_at: Micros) {
+        #[expect(clippy::cast_precision_loss, reason = "a time between two points of it")]
+        self.millis.observe((self.loaded_at - received_at) as f64 / 1_000.0);
+    }
 }
 
 #[derive(Default)]
@@ -114,10 +129,9 @@ impl Metrics {
         self.append_millis.observe(took.as_secs_f64() * 1_000.0);
     }
 
-    /// Notes a row that can be queried.
-    pub fn received_to_loaded(&self, received_at: Micros, loaded_at: Micros) {
-        #[expect(clippy::cast_precision_loss, reason = "a time between two points of it")]
-        self.received_to_loaded_millis.observe((loaded_at - received_at) as f64 / 1_000.0);
+    /// Notes rows that can be queried since `loaded_at`.
+    pub fn received_to_loaded(&self, loaded_at: Micros) -> ReceivedToLoaded {
+        ReceivedToLoaded { millis: self.received_to_loaded_millis.local(), loaded_at }
     }
 
     /// All of it as Prometheus text, since the start of the process.

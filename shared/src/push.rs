@@ -174,7 +174,14 @@ impl Push {
 
 /// The lines of NDJSON that hold more than white space, each with its number from 0.
 pub fn lines(data: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
-    data.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate().filter(|(_, line)| !line.is_empty())
+    let mut from = 0;
+    let ends = memchr::memchr_iter(b'\n', data).chain(std::iter::once(data.len()));
+    let all = ends.map(move |end| {
+        let line = data.get(from..end).unwrap_or_default();
+        from = end + 1;
+        line.trim_ascii()
+    });
+    all.enumerate().filter(|(_, line)| !line.is_empty())
 }
 
 #[cfg(test)]

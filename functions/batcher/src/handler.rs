@@ -127,12 +127,13 @@ impl Batcher {
         let mut waiting = Vec::new();
         let mut landed = 0;
         let mut last_reason = String::new();
+        let latency = self.deps.metrics.received_to_loaded(loaded_at);
         for ((row, received_at), outcome) in rows.iter().zip(received).zip(outcomes) {
             match outcome {
                 Outcome::Done => {
                     landed += 1;
                     if let Some(received_at) = received_at {
-                        self.deps.metrics.received_to_loaded(received_at, loaded_at);
+                        latency.of(received_at);
                     }
                 }
                 Outcome::Retry(reason) => {
@@ -148,6 +149,7 @@ impl Batcher {
                 }
             }
         }
+        drop(latency);
         if let Err(reason) = self.bury(letters).await {
             return Answer::TryAgain(reason);
         }
@@ -287,8 +289,6 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
     let mut letters = Vec::new();
     let mut row = row::Row::default();
     for (number, line) in push.lines() {
-        let number = number.to_string();
-        let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
         let mut read = decode::head(plan, line, &mut row);
         let is_nameless = plan.system.is_some_and(|system| row.text(system.event_id).is_none());
         if read.is_ok() && row.problems.is_empty() && is_nameless {
@@ -304,6 +304,8 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
             let known = origin("batcher", push, now, Some(plan));
             let received_at = plan.system.and_then(|system| row.values.get(system.received_at)?.partition_time());
             let received_at = received_at.or(known.received_at);
+            let number = number.to_string();
+            let identity = identity_of(push, &number);
             let origin = Origin { event_id, identity: &identity, received_at, ..known };
             letters.push(DeadLetter::new(&origin, reason, line));
             continue;
@@ -315,7 +317,7 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         let row = if let Some(id) = given {
             Row { id, json: push.data.slice_ref(line) }
         } else {
-            let id = event::derived_id(&identity);
+            let id = event::derived_id(&identity_of(push, &number.to_string()));
             row.set(system.event_id, Value::Text(id.clone().into()));
             let mut json = Vec::new();
             encode::object(&plan.columns, &row.values, &mut json);
@@ -324,6 +326,11 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         rows.push(Read { row, event_time, received_at });
     }
     (rows, letters)
+}
+
+/// What tells a line of a push from every other.
+fn identity_of<'a>(push: &'a Push, line_number: &'a str) -> [&'a [u8]; 3] {
+    [push.subscription.as_bytes(), push.message_id.as_bytes(), line_number.as_bytes()]
 }
 
 /// A message of the enriched topic with rows that must wait.

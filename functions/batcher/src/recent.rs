@@ -4,7 +4,7 @@
 //! table's deduplicated view drops it.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher, RandomState};
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,7 +53,13 @@ impl Recent {
 
     /// Claims the rows `ids` of `table`, one claim an id.
     pub fn claim<'a>(&self, table: &str, ids: impl IntoIterator<Item = &'a str>) -> Vec<Claim> {
-        let keys: Vec<Key> = ids.into_iter().map(|id| self.key(table, id)).collect();
+        // What all ids have before them is hashed once.
+        let of_table = self.hashers.each_ref().map(|hasher| {
+            let mut hash = hasher.build_hasher();
+            table.hash(&mut hash);
+            hash
+        });
+        let keys: Vec<Key> = ids.into_iter().map(|id| key(&of_table, id)).collect();
         let mut state = self.lock();
         keys.into_iter().map(|key| state.claim(key)).collect()
     }
@@ -71,14 +77,17 @@ impl Recent {
         }
     }
 
-    fn key(&self, table: &str, id: &str) -> Key {
-        let [high, low] = &self.hashers;
-        u128::from(high.hash_one((table, id))) << 64 | u128::from(low.hash_one((table, id)))
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn key(of_table: &[DefaultHasher; 2], id: &str) -> Key {
+    let [high, low] = of_table.clone().map(|mut hash| {
+        id.hash(&mut hash);
+        u128::from(hash.finish())
+    });
+    high << 64 | low
 }
 
 impl State {

@@ -61,14 +61,14 @@ pub async fn serve(
 }
 
 async fn connection(stream: TcpStream, router: Router, guard: Arc<Guard>, mut ending: watch::Receiver<()>) {
-    // Answers are small and whole: nothing is gained by waiting for more.
+    // Answers are small and whole: nothing is gained by waiting for more, nor by writing head and body apart.
     let _ = stream.set_nodelay(true);
     let answer = service_fn(|request: Request<Incoming>| {
         let request = request.map(Body::new);
         async { Ok::<_, Infallible>(guard.answer(&router, request).await) }
     });
     let mut connection =
-        pin!(http1::Builder::new().max_buf_size(BUFFER).serve_connection(TokioIo::new(stream), answer));
+        pin!(http1::Builder::new().max_buf_size(BUFFER).writev(false).serve_connection(TokioIo::new(stream), answer));
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,

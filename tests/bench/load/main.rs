@@ -26,20 +26,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Push messages to a function on this machine
+    /// Push messages to a function on this machine, each until it is taken
     Push(Push),
-    /// Print messages as Pub/Sub's REST API takes them
-    Messages {
-        /// Number of the first
-        #[arg(long)]
-        first: u64,
-        /// How many
-        #[arg(long)]
-        count: u64,
-        /// Rows in each
-        #[arg(long)]
-        rows: u64,
-    },
     /// Be a warehouse that acknowledges appends and keeps nothing, until SIGTERM
     Warehouse(warehouse::Warehouse),
     /// Be a Pub/Sub that takes what is published, until killed; prints its address
@@ -71,6 +59,9 @@ struct Push {
     /// How many at once
     #[arg(long, default_value_t = 16)]
     concurrency: u64,
+    /// How many a second come due; without it each is due at once
+    #[arg(long)]
+    rate: Option<u32>,
     /// A file with the bearer token
     #[arg(long)]
     token: Option<std::path::PathBuf>,
@@ -80,10 +71,6 @@ struct Push {
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Push(args) => push(args).await,
-        Command::Messages { first, count, rows } => {
-            println!("{}", (first..first + count).map(|number| message(number, rows)).collect::<serde_json::Value>());
-            Ok(())
-        }
         Command::Warehouse(args) => warehouse::serve(args).await,
         Command::Topic => {
             println!("{}", TopicServer::start().await.url);
@@ -134,6 +121,10 @@ async fn push(args: Push) -> Result<(), Failure> {
                     return Ok::<_, Failure>(());
                 }
                 let body = body(args.first + number, args.rows);
+                if let Some(rate) = args.rate {
+                    let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+                    tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
+                }
                 let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
                 loop {
                     stream.write_all(&request).await?;
