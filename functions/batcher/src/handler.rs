@@ -117,6 +117,8 @@ impl Batcher {
             }
             Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
         };
+        // What it says is in `push`; what follows may wait long.
+        drop(body);
         let (read, mut letters) = read_rows(plan, &push, now);
         self.deps.metrics.received.inc_by((read.len() + letters.len()) as u64);
         let (rows, received): (Vec<Row>, Vec<Option<Micros>>) =
@@ -170,6 +172,7 @@ impl Batcher {
         let now = self.deps.clock.now();
         // What is no pack of rows becomes a dead letter on the other subscription of the topic.
         let Ok(push) = Push::parse(&body) else { return Answer::Settled };
+        drop(body);
         let plan = match self.plan_of(&push) {
             Ok(plan) => plan,
             Err(Some(_)) => return Answer::Settled,

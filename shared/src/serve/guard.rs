@@ -23,7 +23,7 @@ use crate::telemetry::{Trace, traced};
 /// As many as one instance of Cloud Run is given at most.
 const MAX_CONCURRENT_REQUESTS: usize = 1_000;
 /// A function holds a body about four times over (as it came, decoded, as rows, as what is sent): within 128 MiB.
-const MAX_HELD_BYTES: u32 = 20 << 20;
+const MAX_HELD_BYTES: u32 = 16 << 20;
 /// How long a request waits for others to give room before it is given back.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two lines of the log about requests that were given back.

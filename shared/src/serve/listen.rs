@@ -22,7 +22,7 @@ use super::Guard;
 
 /// The largest part of a request that a connection holds on its own; beyond it, a body waits in the network until there
 /// is room for it ([`Guard`]).
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 16 << 10;
 
 /// Serves `router` behind `guard` until `ended`; then nothing more is accepted, and what is under way has `patience` to
 /// be answered.

@@ -113,8 +113,7 @@ async fn push(args: Push) -> Result<(), Failure> {
     for _ in 0..args.concurrency {
         let (args, head, next, again) = (args.clone(), Arc::clone(&head), Arc::clone(&next), Arc::clone(&again));
         clients.push(tokio::spawn(async move {
-            let mut stream = TcpStream::connect(("127.0.0.1", args.port)).await?;
-            stream.set_nodelay(true)?;
+            let mut stream = connect(args.port).await?;
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= args.requests {
@@ -127,15 +126,15 @@ async fn push(args: Push) -> Result<(), Failure> {
                 }
                 let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
                 loop {
-                    stream.write_all(&request).await?;
-                    match status(&mut stream).await? {
-                        204 => break,
-                        503 => {
-                            again.fetch_add(1, Ordering::Relaxed);
-                            tokio::time::sleep(Duration::from_millis(500)).await;
-                        }
-                        status => return Err(format!("answered {status}").into()),
+                    match post(&mut stream, &request).await {
+                        Ok(204) => break,
+                        Ok(503) => {}
+                        Ok(status) => return Err(format!("answered {status}").into()),
+                        // A request that is given back before it was read to its end costs its connection.
+                        Err(_) => stream = connect(args.port).await?,
                     }
+                    again.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(500)).await;
                 }
             }
         }));
@@ -152,8 +151,15 @@ async fn push(args: Push) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads an answer to its end; only short ones come.
-async fn status(stream: &mut TcpStream) -> Result<u16, Failure> {
+async fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Sends a request and reads its answer to the end; only short ones come. The answer's status.
+async fn post(stream: &mut TcpStream, request: &[u8]) -> Result<u16, Failure> {
+    stream.write_all(request).await?;
     let mut answer = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut answer).await? == 0 {
