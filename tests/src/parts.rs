@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::binary::{environment, part, skip, text};
+use serde_json::Value;
+
+use crate::binary::{environment, part, program_in_path, skip, text};
 
 /// How long a part may take to start; a Java or Python process on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -108,6 +110,25 @@ pub struct BigQuery {
     pub grpc: String,
     /// Its process.
     pub process: Process,
+}
+
+impl BigQuery {
+    /// What Google's own `bq` answers, as JSON, where the machine has it: `show NAME`, `query SQL`, …
+    pub fn bq(&self, project: &str, arguments: &[&str]) -> Option<Value> {
+        let bq = program_in_path("bq").and_then(|bq| std::fs::canonicalize(bq).ok());
+        let discovery = |sdk: &Path| sdk.join("platform/bq/discovery_next/bigquery.json");
+        let found = bq.as_deref().and_then(|bq| Some((bq, discovery(bq.ancestors().nth(2)?))));
+        let Some((bq, discovery)) = found.filter(|(_, discovery): &(_, PathBuf)| discovery.is_file()) else {
+            eprintln!("not read back by bq: the gcloud CLI is not on this machine");
+            return None;
+        };
+        let mut command = Command::new(bq);
+        command.arg(format!("--api={}", self.rest)).arg(format!("--discovery_file={}", discovery.display()));
+        command.args(["--oauth_access_token=fake", "--format=json", &format!("--project_id={project}")]);
+        let output = command.args(arguments).output().expect("bq starts");
+        assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+        Some(serde_json::from_slice(&output.stdout).expect("bq prints JSON"))
+    }
 }
 
 /// A port that nobody listens on.

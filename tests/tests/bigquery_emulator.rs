@@ -70,7 +70,7 @@ const EVERY_TYPE: &str = r#"{
 }"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_type_is_read_exactly_by_googles_own_client() {
+async fn every_type_is_read_exactly_by_googles_own_clients() {
     let Some(server) = tokio::task::spawn_blocking(parts::bqemulator).await.unwrap() else { return };
     let registry = registry_with(&[EVERY_TYPE]);
     let plan = Arc::clone(registry.get("every_type").unwrap());
@@ -85,7 +85,8 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
             "moment":"0001-01-01T00:00:00.000001Z","day":"1969-12-31","day_time":"9999-12-31T23:59:59.999999",
             "time_of_day":"23:59:59.000001","json":{"a": [1, null]},
             "nested":{"days":["0001-01-01","9999-12-31"],
-                      "deep":[{"amount":0.000000001,"moment":"9999-12-31T23:59:59.999999Z"},{}]},
+                      "deep":[{"amount":0.000000001,"moment":"9999-12-31T23:59:59.999999Z"},
+                              {"moment":"2026-10-20T00:15:02.920001Z"},{}]},
             "event_id":"e1","received_at":"2026-10-20T00:15:03.5Z","schema_version":"1-0-0"}"#,
         r#"{"number":1,"event_id":"e2"}"#,
     ];
@@ -106,6 +107,7 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
             "days": ["date 0001-01-01", "date 9999-12-31"],
             "deep": [
                 {"amount": "Decimal 1E-9", "moment": "datetime 9999-12-31 23:59:59.999999+00:00"},
+                {"amount": null, "moment": "datetime 2026-10-20 00:15:02.920001+00:00"},
                 {"amount": null, "moment": null}
             ]
         },
@@ -114,6 +116,25 @@ async fn every_type_is_read_exactly_by_googles_own_client() {
     let second =
         json!([1, null, null, null, null, null, null, null, null, null, null, null, "e2", null, loaded_at, null]);
     assert_eq!(read, [first, second]);
+
+    // Times in microseconds: `bq` does not read the emulator's form of a TIMESTAMP.
+    let sql = "SELECT number, text, amount, UNIX_MICROS(received_at) AS received_at, nested.days, \
+        ARRAY(SELECT AS STRUCT deep.amount, UNIX_MICROS(deep.moment) AS moment FROM UNNEST(nested.deep) AS deep) AS deep \
+        FROM `tests.every_type` WHERE flag IS NOT NULL";
+    let query = ["query", "--use_legacy_sql=false", sql];
+    if let Some(rows) = tokio::task::spawn_blocking(move || server.bq(PROJECT, &query)).await.unwrap() {
+        let expected = json!([{
+            "number": "-9223372036854775808", "text": "Zürich \"Ω\"",
+            "amount": "-99999999999999999999999999999.999999999", "received_at": "1792455303500000",
+            "days": ["0001-01-01", "9999-12-31"],
+            "deep": [
+                {"amount": "1E-9", "moment": "253402300799999999"},
+                {"amount": null, "moment": "1792455302920001"},
+                {"amount": null, "moment": null}
+            ]
+        }]);
+        assert_eq!(rows, expected);
+    }
 }
 
 /// The rows of a query by `tests/parts/read_rows.py`.

@@ -3,8 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -12,7 +10,6 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
-use pipeline_tests::binary::{program_in_path, text};
 use pipeline_tests::{built_in, parts};
 use serde_json::{Value, json};
 use shared::catalog::{ApiError, BigQuery, Diff, Verdict, Wanted, diff};
@@ -61,23 +58,6 @@ fn registry(schema: &str) -> Registry {
     registry
 }
 
-/// What the real `bq show` says of something, where the machine has it.
-fn bq_show(bigquery: &parts::BigQuery, name: &str) -> Option<Value> {
-    let bq = program_in_path("bq").and_then(|bq| std::fs::canonicalize(bq).ok());
-    let discovery = |sdk: &Path| sdk.join("platform/bq/discovery_next/bigquery.json");
-    let found = bq.as_deref().and_then(|bq| Some((bq, discovery(bq.ancestors().nth(2)?))));
-    let Some((bq, discovery)) = found.filter(|(_, discovery): &(_, PathBuf)| discovery.is_file()) else {
-        eprintln!("not read back by bq: the gcloud CLI is not on this machine");
-        return None;
-    };
-    let mut command = Command::new(bq);
-    command.arg(format!("--api={}", bigquery.rest)).arg(format!("--discovery_file={}", discovery.display()));
-    command.args(["--oauth_access_token=fake", &format!("--project_id={PROJECT}"), "show", "--format=json", name]);
-    let output = command.output().expect("bq starts");
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    Some(serde_json::from_slice(&output.stdout).expect("bq prints JSON"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_built_in_schemas_are_applied_once_and_then_nothing_differs() {
     let Some(emulator) = parts::bqemulator() else { return };
@@ -91,7 +71,7 @@ async fn the_built_in_schemas_are_applied_once_and_then_nothing_differs() {
     assert!(again.is_empty() && again.differences.is_empty(), "{:#?}", lines(&again));
     assert_eq!(apply(&bigquery, &registry).await, 0);
 
-    if let Some(table) = bq_show(&emulator, "contextflow.clickstream_events") {
+    if let Some(table) = emulator.bq(PROJECT, &["show", "contextflow.clickstream_events"]) {
         assert_eq!(table["timePartitioning"]["type"], "DAY");
         assert_eq!(table["timePartitioning"]["field"], "event_timestamp");
         assert_eq!(table["timePartitioning"]["requirePartitionFilter"], true);
@@ -103,7 +83,7 @@ async fn the_built_in_schemas_are_applied_once_and_then_nothing_differs() {
         assert_eq!((&time["type"], &time["mode"]), (&json!("TIMESTAMP"), &json!("REQUIRED")));
         assert_eq!(time["description"], "When it happened, by the client's clock");
     }
-    if let Some(orders) = bq_show(&emulator, "backend_events.orders") {
+    if let Some(orders) = emulator.bq(PROJECT, &["show", "backend_events.orders"]) {
         let items = &orders["schema"]["fields"][4];
         assert_eq!((&items["type"], &items["mode"]), (&json!("RECORD"), &json!("REPEATED")));
         assert_eq!(items["fields"][3]["description"], "Price of one");
@@ -173,7 +153,7 @@ async fn columns_are_added_and_whatever_loses_data_is_refused() {
     let rows = bigquery.query("SELECT event_id, note, steps, parts FROM lab.v_visits ORDER BY event_id").await.unwrap();
     let expected = [json!(["e-1", null, null, []]), json!(["e-2", "because", 7, [{"sku": "x"}]])];
     assert_eq!(json!(rows.rows), json!(expected), "the view has the new columns");
-    if let Some(table) = bq_show(&emulator, "lab.visits") {
+    if let Some(table) = emulator.bq(PROJECT, &["show", "lab.visits"]) {
         assert_eq!(
             table["timePartitioning"],
             json!({"type": "HOUR", "field": "seen_at", "requirePartitionFilter": true})

@@ -94,7 +94,7 @@ pub mod cloud {
         let mut sources = Vec::new();
         if let Some(uri) = settings.get(name) {
             let place = bucket::open(uri, settings).map_err(|error| fault(name, error))?;
-            sources.push(Source { enrichment: GEO.name, store: place.store, path: place.path, uri: place.uri });
+            sources.push(Source { enrichment: GEO.name, place });
         }
         Ok(Warm::load(sources, clock.clone(), max_age).await.map_err(|error| fault(name, error))?)
     }

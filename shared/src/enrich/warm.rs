@@ -1,24 +1,20 @@
 //! Tables kept warm between requests and looked at again by age, on the request path: nothing here needs a timer.
 
-use std::sync::{Arc, RwLock};
+use std::sync::RwLock;
 
-use object_store::path::Path;
-use object_store::{GetResult, ObjectStore, ObjectStoreExt};
+use object_store::{GetResult, ObjectStoreExt};
 use tokio::sync::Mutex;
 
 use super::Tables;
+use crate::bucket::Location;
 use crate::clock::{Clock, Micros};
 
 /// Where the table of one enrichment lies.
 pub struct Source {
     /// Name of the enrichment.
     pub enrichment: &'static str,
-    /// Bucket or folder.
-    pub store: Arc<dyn ObjectStore>,
-    /// Object.
-    pub path: Path,
-    /// For messages.
-    pub uri: String,
+    /// The object.
+    pub place: Location,
 }
 
 /// The tables in force and where they come from.
@@ -70,14 +66,15 @@ impl Warm {
 
     async fn refresh(&self, index: usize, state: &mut Checked) -> Result<(), String> {
         let Some((source, known)) = self.sources.get(index).zip(state.versions.get_mut(index)) else { return Ok(()) };
-        let fault = |reason: String| format!("{} ({}): {reason}", source.uri, source.enrichment);
+        let fault = |reason: String| format!("{} ({}): {reason}", source.place.uri, source.enrichment);
         if known.is_some() {
-            let meta = source.store.head(&source.path).await.map_err(|error| fault(error.to_string()))?;
+            let meta = source.place.store.head(&source.place.path).await.map_err(|error| fault(error.to_string()))?;
             if *known == Some(version(&meta)) {
                 return Ok(());
             }
         }
-        let object: GetResult = source.store.get(&source.path).await.map_err(|error| fault(error.to_string()))?;
+        let object: GetResult =
+            source.place.store.get(&source.place.path).await.map_err(|error| fault(error.to_string()))?;
         let new = version(&object.meta);
         let bytes = object.bytes().await.map_err(|error| fault(error.to_string()))?;
         // A broken version is not tried again until the source changes once more.
@@ -97,7 +94,10 @@ fn version(meta: &object_store::ObjectMeta) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use object_store::memory::InMemory;
+    use object_store::path::Path;
 
     use super::*;
     use crate::clock::SECOND;
@@ -119,8 +119,8 @@ mod tests {
         };
         put(TEN).await;
         let clock = Clock::manual(0);
-        let source =
-            Source { enrichment: "geo", store: store.clone(), path: path.clone(), uri: "memory:///geo.csv".into() };
+        let place = Location { store: store.clone(), path: path.clone(), uri: "memory:///geo.csv".into() };
+        let source = Source { enrichment: "geo", place };
         let warm = Warm::load(vec![source], clock.clone(), 10 * SECOND).await.unwrap();
         assert_eq!(country(&warm).await, "US");
 
@@ -143,7 +143,7 @@ mod tests {
         let store = Arc::new(InMemory::new());
         let path = Path::from("geo.csv");
         store.put(&path, "first_octet,country,city\n8,US\n".into()).await.unwrap();
-        let source = Source { enrichment: "geo", store, path, uri: "memory:///geo.csv".into() };
+        let source = Source { enrichment: "geo", place: Location { store, path, uri: "memory:///geo.csv".into() } };
         let error = Warm::load(vec![source], Clock::manual(0), SECOND).await.err().unwrap();
         assert!(error.contains("memory:///geo.csv") && error.contains("line 2"), "{error}");
     }

@@ -133,7 +133,8 @@ async fn lookups(geo: Option<&Path>, clock: &Clock) -> Result<Arc<Warm>, Failure
         let full = std::fs::canonicalize(path).map_err(|error| fault(error.to_string()))?;
         let object = object_store::path::Path::from_absolute_path(&full).map_err(|error| fault(error.to_string()))?;
         let store = Arc::new(LocalFileSystem::new());
-        sources.push(Source { enrichment: geo::GEO.name, store, path: object, uri: path.display().to_string() });
+        let place = Location { store, path: object, uri: path.display().to_string() };
+        sources.push(Source { enrichment: geo::GEO.name, place });
     }
     let warm = Warm::load(sources, clock.clone(), LOOKUP_AGE_SECONDS * SECOND).await;
     warm.map(Arc::new).map_err(Failure::usage)
