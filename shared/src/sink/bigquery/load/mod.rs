@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use uuid::Uuid;
 
 use self::sql::Sql;
 use self::staging::Staging;
@@ -213,7 +214,8 @@ impl BigQueryLoad {
     }
 
     fn begin_segment(&mut self) {
-        self.segment = fastrand::i64(..);
+        // 48 bits, all of them random.
+        self.segment = (Uuid::new_v4().as_u64_pair().0 >> 16).cast_signed();
         self.writers.iter_mut().for_each(|writer| writer.begin_segment(self.segment));
     }
 

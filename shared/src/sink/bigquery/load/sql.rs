@@ -35,13 +35,14 @@ impl Sql<'_> {
         format!("SELECT run FROM {} WHERE run = '{}' AND published_at IS NOT NULL", self.table(self.loads), self.run)
     }
 
-    /// Shows the rows of these segments in all tables, in one transaction, unless that was done before.
+    /// Shows the rows of these segments, of which there is one at least, in all tables, in one transaction, unless that was done before.
     ///
     /// The record is updated, not inserted: of two transactions that change rows of one table BigQuery lets only one
     /// commit, so a repetition beside a first one that is still running cannot add the rows twice. Rows are deleted one
     /// by one, since `TRUNCATE` does not reach rows that were streamed shortly before.
     pub(super) fn publish(&self, tables: &[(&Plan, &Staging)], mode: Mode, segments: &[i64]) -> String {
         let (loads, run) = (self.table(self.loads), self.run);
+        let segments = segments.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
         let mut script = format!(
             "BEGIN TRANSACTION;\n\
              IF EXISTS (SELECT run FROM {loads} WHERE run = '{run}' AND published_at IS NULL) THEN\n\
@@ -52,18 +53,13 @@ impl Sql<'_> {
             if mode != Mode::Append {
                 let _ = writeln!(script, "DELETE FROM {target} WHERE {};", every_row(plan));
             }
-            if !segments.is_empty() {
-                let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
-                let columns = columns.join(", ");
-                let segments: Vec<_> = segments.iter().map(i64::to_string).collect();
-                let _ = writeln!(
-                    script,
-                    "INSERT INTO {target} ({columns}) SELECT {columns} FROM {} WHERE `{}` IN ({});",
-                    self.table(&staging.name),
-                    staging.segment(),
-                    segments.join(", "),
-                );
-            }
+            let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
+            let (columns, staged) = (columns.join(", "), self.table(&staging.name));
+            let _ = writeln!(
+                script,
+                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} WHERE `{}` IN ({segments});",
+                staging.segment(),
+            );
         }
         script.push_str("END IF;\nCOMMIT TRANSACTION;");
         script
@@ -115,12 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn an_append_deletes_nothing_and_a_run_without_rows_adds_nothing() {
+    fn an_append_deletes_nothing() {
         let plan = plan("");
         let staging = Staging::new(&plan, "r1");
-        let script = |mode, segments: &[i64]| SQL.publish(&[(&plan, &staging)], mode, segments);
-        assert!(!script(Mode::Append, &[7]).contains("DELETE"));
-        assert!(script(Mode::Recreate, &[]).contains("DELETE FROM `example.com:p.shop.sales` WHERE TRUE;"));
-        assert!(!script(Mode::Recreate, &[]).contains("INSERT"));
+        let script = |mode| SQL.publish(&[(&plan, &staging)], mode, &[7]);
+        assert!(!script(Mode::Append).contains("DELETE"));
+        assert!(script(Mode::Recreate).contains("DELETE FROM `example.com:p.shop.sales` WHERE TRUE;"));
     }
 }
