@@ -37,7 +37,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use self::files::lease::Lease;
 use self::files::{Place, create_folder};
 pub use self::query::{QueryError, Warehouse};
 use self::table::Table;
@@ -45,12 +44,15 @@ use self::worker::Worker;
 use super::{Batch, Outcome, Sink};
 use crate::bucket::Location;
 use crate::clock::{Clock, Micros, SECOND};
+use crate::lease::{Lease, LeaseError};
 use crate::schema::Plan;
 #[cfg(feature = "buckets")]
 use crate::settings::Settings;
 
 /// Held by the writer of a folder.
 const LOCK_FILE: &str = ".writer.lock";
+/// Names the writer of a bucket.
+const LEASE_FILE: &str = ".writer.lease";
 
 /// How a warehouse is kept in order.
 #[derive(Debug, Clone)]
@@ -203,7 +205,14 @@ impl DeltaSink {
         };
         let worker = Worker::start().map_err(failed("starting a thread"))?;
         let place = Place::bucket(location.clone()).map_err(failed("finding the runtime"))?;
-        let lease = Lease::take(&location, writer, clock.clone(), options.lease_term).await?;
+        let lease = Lease::take(&location, LEASE_FILE, writer, clock.clone(), options.lease_term).await;
+        let lease = lease.map_err(|error| match error {
+            LeaseError::Held { owner, since, expires } => {
+                DeltaError::Leased { place: location.uri.clone(), owner, since, expires }
+            }
+            LeaseError::Contended => DeltaError::Contended { table: location.uri.clone() },
+            LeaseError::Store(source) => failed("taking the lease of the warehouse")(source.into()),
+        })?;
         Ok(Self::new(place, Right::Lease(Arc::new(lease)), worker, clock, options))
     }
 

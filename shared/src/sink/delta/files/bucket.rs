@@ -13,9 +13,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode};
 use tokio::runtime::Handle;
 
-use super::lease::Lease;
 use super::{Files, LOG, LogEntry, NewFile};
 use crate::bucket::Location;
+use crate::lease::Lease;
 
 /// How many objects are written or removed at once.
 const AT_ONCE: usize = 16;

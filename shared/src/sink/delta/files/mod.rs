@@ -2,7 +2,6 @@
 
 mod bucket;
 mod folder;
-pub(super) mod lease;
 
 use std::fmt;
 use std::io;
@@ -17,9 +16,9 @@ use tokio::runtime::Handle;
 use self::bucket::BucketFiles;
 use self::folder::FolderFiles;
 pub(super) use self::folder::create_folder;
-use self::lease::Lease;
 use crate::bucket::Location;
 use crate::clock::Micros;
+use crate::lease::Lease;
 use crate::schema::Plan;
 
 /// Where the log lies, relative to its table.
