@@ -72,12 +72,11 @@ impl Files for FolderFiles {
     fn replace(&self, path: &str, bytes: Bytes) -> io::Result<()> {
         let path = self.table.join(path);
         let folder = path.parent().unwrap_or(&self.table);
-        let written = folder.join(format!(".{}.tmp", Uuid::new_v4()));
-        let replaced = write_durable(&written, &bytes).and_then(|()| fs::rename(&written, &path));
-        if replaced.is_err() {
-            let _ = fs::remove_file(&written);
-        }
-        replaced?;
+        let written = path.with_extension("tmp");
+        // Of a crash; there is one writer.
+        let _ = fs::remove_file(&written);
+        write_durable(&written, &bytes)?;
+        fs::rename(&written, &path)?;
         sync_folder(folder)
     }
 
