@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use shared::bucket;
+use shared::bucket::{self, Location};
 use shared::clock::Clock;
 use shared::decode::time;
 use shared::enrich::Tables;
@@ -53,6 +53,9 @@ pub struct Options {
     /// Where dead letters are kept
     #[arg(long, env = "DEAD_LETTERS_URI", value_name = "URI")]
     pub dead_letters: Option<String>,
+    /// Where runs are recorded, and who is at work
+    #[arg(long, env = "STATE_URI", value_name = "URI")]
+    pub state: Option<String>,
     /// Bytes of the source from one checkpoint to the next
     #[arg(long, env = "CHECKPOINT_BYTES", default_value_t = 64 << 20, value_name = "N")]
     pub checkpoint_bytes: u64,
@@ -140,12 +143,11 @@ impl Options {
     }
 }
 
-/// What the job works with, and what it is to do: by its flags and by `WAREHOUSE`, `STATE_URI`, `ARCHIVE_URI` and
-/// `SCHEMAS_URI`.
+/// What the job works with, and what it is to do: by its flags and by `WAREHOUSE`, `ARCHIVE_URI` and `SCHEMAS_URI`.
 pub async fn wire(options: &Options, settings: Settings) -> Result<(Deps, Request), Error> {
     let mut registry = registry(&settings).await?;
     let request = options.request(&mut registry, settings.get("ARCHIVE_URI"))?;
-    let place = |uri: Option<&str>| uri.map(|uri| bucket::open(uri, &settings)).transpose().map_err(Error::Usage);
+    let place_of = |uri: &Option<String>| uri.as_deref().map(|uri| place(uri, &settings)).transpose();
     let clock = Clock::system();
     let mut deps = Deps {
         loader: Arc::new(NullLoader),
@@ -153,20 +155,28 @@ pub async fn wire(options: &Options, settings: Settings) -> Result<(Deps, Reques
         registry: Arc::new(registry),
         lookups: Tables::built_in().map_err(Error::Work)?,
         state: None,
-        dead_letters: place(options.dead_letters.as_deref())?,
+        dead_letters: place_of(&options.dead_letters)?,
         owner: settings.get("CLOUD_RUN_EXECUTION").or(settings.get("HOSTNAME")).unwrap_or("a process").to_string(),
         settings: settings.clone(),
         clock,
     };
     if options.to == Target::Tables {
-        deps.state = place(Some(required(&settings, "STATE_URI", "where runs are recorded")?))?;
+        deps.state = place_of(&options.state)?;
+        if deps.state.is_none() {
+            return Err(Error::Usage("no --state and no STATE_URI; say where runs are recorded".into()));
+        }
         warehouse(&settings, &mut deps).await?;
     }
     Ok((deps, request))
 }
 
-fn required<'s>(settings: &'s Settings, name: &str, what: &str) -> Result<&'s str, Error> {
-    settings.required(name, what).map_err(|error| Error::Usage(error.to_string()))
+/// A place to write to. A folder is made where it is missing, and named by its real path, as a bucket knows no `..`.
+pub fn place(uri: &str, settings: &Settings) -> Result<Location, Error> {
+    let Some(folder) = bucket::local(uri) else { return bucket::open(uri, settings).map_err(Error::Usage) };
+    let failed = |error: std::io::Error| Error::Work(format!("{uri}: {error}"));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let folder = std::fs::canonicalize(folder).map_err(failed)?;
+    bucket::open(&folder.to_string_lossy(), settings).map_err(Error::Usage)
 }
 
 #[cfg(feature = "cloud")]

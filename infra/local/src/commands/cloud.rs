@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backfill::Deps;
 use serde_json::{Value, json};
 use shared::catalog::{ApiError, BigQuery, Diff, Verdict, Wanted, diff};
 use shared::publish::Publisher;
@@ -96,6 +97,13 @@ fn print_json(diff: &Diff, more: &Value) -> Result<(), Failure> {
     }
     println!("{json}");
     Ok(())
+}
+
+/// `contextflow backfill --warehouse bigquery`.
+#[expect(clippy::unused_async, reason = "the loader logs in")]
+pub async fn load(place: &Place, _: &mut Deps) -> Result<(), Failure> {
+    let _ = place;
+    Err(Failure::usage("BigQuery cannot be loaded yet"))
 }
 
 /// `contextflow query --warehouse bigquery`.
