@@ -13,6 +13,8 @@ use shared::load::{Mode, NullLoader};
 use shared::mapping::Mapping;
 use shared::schema::{Ingest, Registry};
 use shared::settings::Settings;
+#[cfg(feature = "cloud")]
+use shared::sink::bigquery::{BigQuerySink, load::BigQueryLoader};
 
 use crate::{Deps, Error, Form, Limit, Request};
 
@@ -190,6 +192,21 @@ async fn registry(_: &Settings) -> Result<Registry, Error> {
     Registry::built_in().map_err(|error| Error::Work(error.to_string()))
 }
 
+/// `BigQuery`, with the dead-letter table that the batcher writes as well.
+#[cfg(feature = "cloud")]
+async fn warehouse(settings: &Settings, deps: &mut Deps) -> Result<(), Error> {
+    let name = settings.text("WAREHOUSE", "bigquery");
+    if name != "bigquery" {
+        return Err(Error::Usage(format!("WAREHOUSE: `{name}`: this job loads bigquery")));
+    }
+    let loader = BigQueryLoader::new(settings, deps.clock.clone()).await.map_err(Error::Usage)?;
+    deps.loader = Arc::new(loader);
+    let sink = BigQuerySink::new(settings, deps.clock.clone()).map_err(Error::Usage)?;
+    deps.dead_letter_table = Some(Arc::new(sink));
+    Ok(())
+}
+
+#[cfg(not(feature = "cloud"))]
 #[expect(clippy::unused_async, reason = "the same call with and without the feature")]
 async fn warehouse(_: &Settings, _: &mut Deps) -> Result<(), Error> {
     Err(Error::Usage("this job was built without a warehouse; give --to null".into()))
