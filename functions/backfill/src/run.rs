@@ -180,7 +180,7 @@ impl Run<'_> {
     fn begin(&self, files: &[SourceFile], known: &[Record]) -> Result<Record, Error> {
         let arguments = self.arguments();
         // An identity needs the checksum before the first row, and so does the look whether the file is loaded already.
-        let loaded = if self.request.mode == Mode::Append { loaded(known, &arguments.tables) } else { Vec::new() };
+        let loaded = if self.request.mode == Mode::Append { loaded(known, &arguments) } else { Vec::new() };
         let needs_checksum = self.request.mode == Mode::Append && self.records.is_some()
             || self.request.mapping.source().system.is_some();
         let mut of_files: Vec<FileRecord> = Vec::with_capacity(files.len());
