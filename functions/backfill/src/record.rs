@@ -130,15 +130,18 @@ impl Records {
     }
 }
 
-/// Checksums of the files whose rows the tables hold, as far as runs have brought them.
-pub fn loaded(records: &[Record], tables: &[String]) -> Vec<String> {
+/// Checksums of the files whose rows the tables hold, as far as runs have brought them in the same way: of an object of
+/// the archive another run may have loaded other days.
+pub fn loaded(records: &[Record], arguments: &Arguments) -> Vec<String> {
     let mut loaded = Vec::new();
-    for record in records.iter().filter(|record| record.arguments.tables == tables) {
+    for record in records.iter().filter(|record| record.arguments.tables == arguments.tables) {
         if matches!(record.state, State::Shown | State::Done) {
             if record.arguments.mode != "append" {
                 loaded.clear();
             }
-            loaded.extend(record.files.iter().filter_map(|file| file.checksum.clone()));
+            if record.arguments.form == arguments.form {
+                loaded.extend(record.files.iter().filter_map(|file| file.checksum.clone()));
+            }
         }
     }
     loaded

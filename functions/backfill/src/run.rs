@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde_json::Value;
-use shared::clock::Micros;
+use shared::clock::{Micros, SECOND};
 use shared::decode::time::{civil_from_days, timestamp_text};
 use shared::load::{Load, Mode};
 use tokio::runtime::Handle;
@@ -150,23 +150,29 @@ impl Run<'_> {
             open.push(last);
         }
         for record in open {
+            if record.state != State::Loading && self.request.mode == Mode::Append {
+                let run = &record.run;
+                let reason = format!("the run {run} was stopped while its rows were shown; go on with it: --resume");
+                return Err(Error::Usage(reason));
+            }
             self.clear(record)?;
         }
         Ok(None)
     }
 
+    /// Removes what a run has staged that nobody goes on with. What cannot be removed is in nobody's way.
     fn clear(&self, record: &Record) -> Result<(), Error> {
         let mut record = record.clone();
-        if record.state == State::Loading && record.arguments == self.arguments() {
+        let tables = &self.request.mapping.tables;
+        if record.state == State::Loading && record.arguments.tables == self.arguments().tables {
             tracing::info!(run = record.run, "clearing away a run that was stopped");
             let checkpoint = record.checkpoint.as_ref().map(|checkpoint| &checkpoint.load);
-            let begun = self.runtime.block_on(self.deps.loader.begin(
-                &record.run,
-                &self.request.mapping.tables,
-                self.request.mode,
-                checkpoint,
-            ));
-            self.runtime.block_on(begun.map_err(Error::Work)?.abandon()).map_err(Error::Work)?;
+            let cleared = self.runtime.block_on(async {
+                self.deps.loader.begin(&record.run, tables, self.request.mode, checkpoint).await?.abandon().await
+            });
+            if let Err(error) = cleared {
+                tracing::warn!(run = record.run, error, "what the run has staged is left behind");
+            }
         }
         self.end(&mut record, State::Failed)
     }
@@ -174,7 +180,7 @@ impl Run<'_> {
     fn begin(&self, files: &[SourceFile], known: &[Record]) -> Result<Record, Error> {
         let arguments = self.arguments();
         // An identity needs the checksum before the first row, and so does the look whether the file is loaded already.
-        let loaded = if self.request.mode == Mode::Append { loaded(known, &arguments.tables) } else { Vec::new() };
+        let loaded = if self.request.mode == Mode::Append { loaded(known, &arguments) } else { Vec::new() };
         let needs_checksum = self.request.mode == Mode::Append && self.records.is_some()
             || self.request.mapping.source().system.is_some();
         let mut of_files: Vec<FileRecord> = Vec::with_capacity(files.len());
@@ -388,9 +394,10 @@ impl Run<'_> {
     }
 }
 
-/// `20240701t093000_1f4a9c`: sorts by time.
+/// `20240701t093000250_1f4a9c`: sorts by time, to the millisecond.
 fn run_id(now: Micros) -> String {
-    let digits: String = timestamp_text(now).bytes().filter(u8::is_ascii_digit).take(14).map(char::from).collect();
+    let seconds = timestamp_text(now - now.rem_euclid(SECOND));
+    let digits: String = seconds.bytes().filter(u8::is_ascii_digit).map(char::from).collect();
     let (day, time) = digits.split_at(8.min(digits.len()));
-    format!("{day}t{time}_{:06x}", fastrand::u32(..0x0100_0000))
+    format!("{day}t{time}{:03}_{:06x}", now.rem_euclid(SECOND) / 1_000, fastrand::u32(..0x0100_0000))
 }

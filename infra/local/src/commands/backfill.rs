@@ -72,7 +72,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         deps.dead_letters = letters.map_or(Ok(None), |uri| at(uri, &deps))?;
     } else {
         let own = |name: &str| args.data_dir.join(name).to_string_lossy().into_owned();
-        deps.state = at(args.options.state.clone().unwrap_or_else(|| own("backfill")), &deps)?;
+        let state = own(if args.warehouse == Engine::Local { "backfill" } else { "backfill-bigquery" });
+        deps.state = at(args.options.state.clone().unwrap_or(state), &deps)?;
         deps.dead_letters = at(letters.unwrap_or_else(|| own("bucket/dead-letter/backfill")), &deps)?;
         match args.warehouse {
             Engine::Local => {
