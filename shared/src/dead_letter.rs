@@ -48,7 +48,7 @@ pub struct DeadLetter {
     /// The fault in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// `enricher`, `batcher`, `warehouse` or `pubsub`.
+    /// `enricher`, `batcher`, `warehouse`, `pubsub` or `backfill`.
     pub stage: String,
     /// Type of the event, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +74,20 @@ pub struct DeadLetter {
     pub failed_at: String,
     /// Deliveries until it was given up.
     pub attempts: u32,
+    /// Where it stands, if it came from a file.
+    #[serde(flatten)]
+    pub place: Option<Place>,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Address of the file.
+    pub source: String,
+    /// Line, from 1.
+    pub line: u64,
+    /// Where the raw bytes begin, unpacked.
+    pub byte_offset: u64,
 }
 
 /// What is known of an input that failed.
@@ -115,6 +129,7 @@ impl DeadLetter {
             received_at: origin.received_at.map(timestamp_text),
             failed_at: timestamp_text(origin.failed_at),
             attempts: origin.attempts.max(1),
+            place: None,
         }
     }
 

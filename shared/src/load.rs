@@ -3,9 +3,18 @@
 //! A run stages rows, makes them durable at checkpoints, and publishes once. Until then readers see the tables as they
 //! were; a run that fails or is killed leaves them so.
 
+#[cfg(any(test, feature = "contract"))]
+#[expect(clippy::unwrap_used, reason = "checks, not a part of any program")]
+pub mod contract;
+mod memory;
+mod null;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
+
+pub use memory::MemoryLoader;
+pub use null::NullLoader;
 
 use crate::row::Value;
 use crate::schema::Plan;

@@ -1,5 +1,7 @@
-//! A Storage Write server that does as it is told: BigQuery's gRPC service for default streams, over the tables of the
-//! built-in schemas. It reads rows by the descriptor that it was sent and keeps what has landed.
+//! A Storage Write server that does as it is told: BigQuery's gRPC service for default and pending streams, over the
+//! tables of the built-in schemas. It reads rows by the descriptor that it was sent and keeps what has landed.
+
+mod pending;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::convert::Infallible;
@@ -15,8 +17,9 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_respo
 };
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
-    AppendRowsRequest, AppendRowsResponse, GetWriteStreamRequest, RowError, StorageError, TableFieldSchema,
-    TableSchema, WriteStream,
+    AppendRowsRequest, AppendRowsResponse, BatchCommitWriteStreamsRequest, CreateWriteStreamRequest,
+    FinalizeWriteStreamRequest, GetWriteStreamRequest, RowError, StorageError, TableFieldSchema, TableSchema,
+    WriteStream,
 };
 use gcp_bigquery_client::google::rpc;
 use hyper::body::Incoming;
@@ -34,6 +37,7 @@ use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use self::pending::Pending;
 use crate::built_in;
 
 /// The largest request that the service takes.
@@ -69,6 +73,8 @@ pub struct Came {
     pub bytes: usize,
     /// Which `AppendRows` call it came on, counted from 0.
     pub call: usize,
+    /// The number of its first row, where it gave one.
+    pub offset: Option<i64>,
 }
 
 /// The server; it ends with the test's runtime.
@@ -97,6 +103,9 @@ struct Told {
     token: Option<String>,
     tokens_seen: Vec<Option<String>>,
     routes: Vec<String>,
+    pending: BTreeMap<String, Pending>,
+    lost_answers: VecDeque<Code>,
+    loses_a_row: bool,
 }
 
 /// The TCP connection that a call came over.
@@ -232,7 +241,16 @@ impl Call {
                     .streaming(self, request)
                     .await
             }
-            "GetWriteStream" => Grpc::new(ProstCodec::default()).unary(self, request).await,
+            "GetWriteStream" => Grpc::new(ProstCodec::<_, GetWriteStreamRequest>::default()).unary(self, request).await,
+            "CreateWriteStream" => {
+                Grpc::new(ProstCodec::<_, CreateWriteStreamRequest>::default()).unary(self, request).await
+            }
+            "FinalizeWriteStream" => {
+                Grpc::new(ProstCodec::<_, FinalizeWriteStreamRequest>::default()).unary(self, request).await
+            }
+            "BatchCommitWriteStreams" => {
+                Grpc::new(ProstCodec::<_, BatchCommitWriteStreamsRequest>::default()).unary(self, request).await
+            }
             _ => Status::unimplemented(method).into_http(),
         }
     }
@@ -313,7 +331,6 @@ impl Call {
         descriptor: &mut Option<DescriptorProto>,
         call: usize,
     ) -> Result<AppendRowsResponse, Status> {
-        let plan = self.served.plan(&request.write_stream)?;
         let Some(Rows::ProtoRows(data)) = &request.rows else { return Err(Status::invalid_argument("no rows")) };
         if let Some(sent) = data.writer_schema.as_ref().and_then(|schema| schema.proto_descriptor.clone()) {
             *descriptor = Some(sent);
@@ -322,17 +339,19 @@ impl Call {
         let serialized = data.rows.as_ref().map_or(&[][..], |rows| &rows.serialized_rows);
         let act = {
             let mut told = self.served.told();
-            told.came.push(Came { rows: serialized.len(), bytes: request.encoded_len(), call });
+            let (bytes, offset) = (request.encoded_len(), request.offset);
+            told.came.push(Came { rows: serialized.len(), bytes, call, offset });
             told.acts.pop_front().unwrap_or(Act::Take)
         };
         let status = |code| Status::new(code, "told to fail");
+        let take = || self.served.take(&request.write_stream, request.offset, descriptor, serialized);
         match act {
             Act::Take => {}
             Act::TakeAfter(pause) => tokio::time::sleep(pause).await,
             Act::Refuse(code) => return Ok(error(code, "told to refuse", None)),
             Act::End(code) => return Err(status(code)),
             Act::TakeAndEnd(code) => {
-                self.served.take(&plan, descriptor, serialized)?;
+                take()?;
                 return Err(status(code));
             }
             Act::Reset => {
@@ -345,7 +364,7 @@ impl Call {
             }
             Act::Silence => return std::future::pending().await,
         }
-        self.served.take(&plan, descriptor, serialized)
+        take()
     }
 }
 
@@ -372,10 +391,15 @@ impl Served {
     /// All rows of a request or none, as the service has it.
     fn take(
         &self,
-        plan: &Plan,
+        stream: &str,
+        offset: Option<i64>,
         descriptor: &DescriptorProto,
         serialized: &[Vec<u8>],
     ) -> Result<AppendRowsResponse, Status> {
+        if !stream.ends_with("/_default") {
+            return self.take_pending(stream, offset, descriptor, serialized);
+        }
+        let plan = self.plan(stream)?;
         let mut told = self.told();
         let extra: Vec<_> =
             paths("", descriptor).into_iter().filter(|path| told.dropped_columns.contains(path)).collect();
@@ -410,12 +434,13 @@ impl Served {
         told.landed.entry(plan.table.full_name()).or_default().extend(lines);
         let is_new = std::mem::take(&mut told.schema_is_new);
         let updated_schema = is_new.then(|| TableSchema { fields: fields("", &plan.columns, &told.dropped_columns) });
-        Ok(AppendRowsResponse {
-            updated_schema,
-            response: Some(Answer::AppendResult(AppendResult { offset: None })),
-            ..AppendRowsResponse::default()
-        })
+        Ok(AppendRowsResponse { updated_schema, ..landed(None) })
     }
+}
+
+fn landed(offset: Option<i64>) -> AppendRowsResponse {
+    let result = Answer::AppendResult(AppendResult { offset });
+    AppendRowsResponse { response: Some(result), ..AppendRowsResponse::default() }
 }
 
 fn error(code: Code, message: &str, storage: Option<StorageErrorCode>) -> AppendRowsResponse {

@@ -1,9 +1,10 @@
-//! The `BigQuery` sink against bqemulator: gRPC in, SQL out.
+//! The `BigQuery` sink and bulk loads against bqemulator: gRPC in, SQL out.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use pipeline_tests::bigquery::BigQueryApi;
@@ -11,9 +12,13 @@ use pipeline_tests::pubsub::PROJECT;
 use pipeline_tests::{built_in, parts, registry_with};
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use shared::decode;
+use shared::load::{self, Load, Loader as _, Mode};
+use shared::row::Row;
 use shared::schema::Plan;
 use shared::settings::Settings;
 use shared::sink::bigquery::BigQuerySink;
+use shared::sink::bigquery::load::BigQueryLoader;
 use shared::sink::contract::{self, batch};
 use shared::sink::{Outcome, Sink};
 
@@ -135,6 +140,141 @@ async fn every_type_is_read_exactly_by_googles_own_clients() {
         }]);
         assert_eq!(rows, expected);
     }
+}
+
+async fn loader(server: &parts::BigQuery) -> BigQueryLoader {
+    let settings = Settings::from_iter([
+        ("GOOGLE_CLOUD_PROJECT", PROJECT),
+        ("BIGQUERY_GRPC_ENDPOINT", &server.grpc),
+        ("BIGQUERY_REST_ENDPOINT", &server.rest),
+    ]);
+    BigQueryLoader::new(&settings, Clock::system()).await.unwrap()
+}
+
+/// Makes the rows of lines of the enriched message and adds them.
+fn add(load: &mut dyn Load, table: usize, plan: &Plan, lines: impl IntoIterator<Item = String>) {
+    for line in lines {
+        let mut row = Row::default();
+        decode::row(plan, line.as_bytes(), &mut row).unwrap();
+        assert_eq!(row.problems, [], "{line}");
+        load.add(table, &row.values);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_the_contract_of_a_load() {
+    let Some(server) = tokio::task::spawn_blocking(parts::bqemulator).await.unwrap() else { return };
+    let rest = server.rest.clone();
+    let tables = tokio::task::spawn_blocking(move || Arc::new(BigQueryApi::at(&rest))).await.unwrap();
+    let loader = loader(&server).await;
+
+    let rows = async |plan: &Plan| {
+        let tables = Arc::clone(&tables);
+        let sql = format!("SELECT TO_JSON_STRING(t) AS row FROM `{}` AS t", plan.table.full_name());
+        let rows = tokio::task::spawn_blocking(move || tables.query(&sql)).await.unwrap();
+        let row = |row: &Value| serde_json::from_str(&rfc3339(row["row"].as_str().unwrap_or_default())).unwrap();
+        rows.iter().map(row).collect()
+    };
+    load::contract::suite(&loader, rows).await;
+
+    // What was staged is gone, and the runs are recorded.
+    let left = tokio::task::spawn_blocking(move || {
+        let tables_left = "SELECT table_name FROM clickstream_dw.INFORMATION_SCHEMA.TABLES ORDER BY table_name";
+        let unpublished = "SELECT run FROM contextflow.loads WHERE published_at IS NULL";
+        (tables.query(tables_left), tables.query(unpublished))
+    });
+    let (tables_left, unpublished) = left.await.unwrap();
+    let names = ["load_contract", "purchase_events", "sessions"].map(|name| json!({"table_name": name}));
+    assert_eq!(tables_left, names);
+    assert_eq!(unpublished, [json!({"run": "abandoned"})]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_keeps_every_digit_and_readers_see_all_tables_change_at_once() {
+    let Some(server) = tokio::task::spawn_blocking(parts::bqemulator).await.unwrap() else { return };
+    let loader = loader(&server).await;
+    let plans: Vec<_> = ["visit", "session", "pageview_event", "addtocart_event", "purchase_event"]
+        .iter()
+        .map(|name| Arc::clone(built_in().get(name).unwrap()))
+        .collect();
+    let moment = "2024-07-01T09:00:00.000001Z";
+    let session = |number: usize| format!(r#""session_id":"s{number}","user_id":"u","device_type":"mobile""#);
+    let fill = |load: &mut dyn Load, numbers: std::ops::Range<usize>| {
+        let numbers = || numbers.clone();
+        let details =
+            r#"{"amount":3859.9399999999996,"items":[{"price":0.1,"quantity":9007199254740993},{"price":1929.97}]}"#;
+        let visit = |number| {
+            let session = session(number);
+            format!(
+                r#"{{{session},"events":[{{"event":{{"event_type":"purchase","timestamp":"{moment}","details":{details}}}}}]}}"#
+            )
+        };
+        add(load, 0, &plans[0], numbers().map(visit));
+        add(load, 1, &plans[1], numbers().map(|number| format!(r#"{{"session_key":"k",{}}}"#, session(number))));
+        let event = |more: &str| format!(r#"{{"session_key":"k","timestamp":"{moment}"{more}}}"#);
+        add(load, 2, &plans[2], numbers().map(|_| event(r#","page_url":"/ä","referrer_url":"/b""#)));
+        add(load, 3, &plans[3], numbers().map(|_| event(r#","price":"1234567890.123456789","quantity":2"#)));
+        let items = r#","amount":3859.94,"items":[{"quantity":1,"price":1929.97},{"price":"-0.000000001"}]"#;
+        add(load, 4, &plans[4], numbers().map(|_| event(items)));
+    };
+
+    let mut load = loader.begin("first", &plans, Mode::Replace, None).await.unwrap();
+    fill(&mut *load, 0..1);
+    load.publish().await.unwrap();
+    let sql = "SELECT v.session_id, v.geolocation, v.events, a.price, a.quantity, p.amount, p.items, g.page_url,
+                      g.timestamp
+               FROM clickstream_lake.visits AS v, clickstream_dw.addtocart_events AS a,
+                    clickstream_dw.purchase_events AS p, clickstream_dw.pageview_events AS g";
+    let rest = server.rest.clone();
+    let read = tokio::task::spawn_blocking(move || read_rows(&rest, sql)).await.unwrap();
+    let moment = "datetime 2024-07-01 09:00:00.000001+00:00";
+    let Value::Array(row) = &read[0] else { panic!("{read:?}") };
+    let event = &row[2][0]["event"];
+    assert_eq!(
+        (&row[0], &row[1], &event["timestamp"], &row[8]),
+        (&json!("s0"), &Value::Null, &json!(moment), &json!(moment))
+    );
+    let details = &event["details"];
+    assert_eq!(details["amount"], "float 3859.9399999999996");
+    assert_eq!(details["items"][0]["price"], "float 0.1");
+    assert_eq!(details["items"][0]["quantity"], 9_007_199_254_740_993_i64);
+    assert_eq!((&row[3], &row[4]), (&json!("Decimal 1234567890.123456789"), &json!(2)));
+    assert_eq!(row[5], "Decimal 3859.940000000");
+    let product = json!({"category": null, "product_name": null, "product_id": null});
+    let item = |quantity: Value, price: &str| {
+        let mut item = product.clone();
+        item["quantity"] = quantity;
+        item["price"] = price.into();
+        item
+    };
+    assert_eq!(row[6], json!([item(json!(1), "Decimal 1929.970000000"), item(Value::Null, "Decimal -1E-9")]));
+    assert_eq!(row[7], "/ä");
+
+    // All tables in one query, again and again while others take their place.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (rest, until) = (server.rest.clone(), Arc::clone(&is_over));
+    let reading = tokio::task::spawn_blocking(move || {
+        let tables = BigQueryApi::at(&rest);
+        let count = |table: &&str| format!("CAST((SELECT COUNT(*) FROM {table}) AS STRING)");
+        let tables_of_run = ["clickstream_lake.visits", "clickstream_dw.sessions", "clickstream_dw.purchase_events"];
+        let counts: Vec<_> = tables_of_run.iter().map(count).collect();
+        let sql = format!("SELECT CONCAT({}) AS counts", counts.join(", ' ', "));
+        let mut seen = Vec::new();
+        while !until.load(Ordering::Relaxed) {
+            let counts = tables.query(&sql)[0]["counts"].as_str().unwrap_or_default().to_string();
+            if seen.last() != Some(&counts) {
+                seen.push(counts);
+            }
+        }
+        seen
+    });
+    for (run, rows) in [("second", 400), ("third", 700)] {
+        let mut load = loader.begin(run, &plans, Mode::Replace, None).await.unwrap();
+        fill(&mut *load, 0..rows);
+        load.publish().await.unwrap();
+    }
+    is_over.store(true, Ordering::Relaxed);
+    assert_eq!(reading.await.unwrap(), ["1 1 1", "400 400 400", "700 700 700"]);
 }
 
 /// The rows of a query by `tests/parts/read_rows.py`.

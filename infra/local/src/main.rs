@@ -8,7 +8,7 @@ mod error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{enrich, generate, query, schema};
+use commands::{backfill, enrich, generate, query, schema};
 use error::Failure;
 
 /// Clickstream from a button to a table: run the pipeline, feed it, ask it.
@@ -30,6 +30,8 @@ enum Command {
     Generate(generate::Args),
     /// Decode, validate and enrich NDJSON: the enricher as a filter
     Enrich(enrich::Args),
+    /// Load files of JSON lines, years of them, into the warehouse's tables
+    Backfill(Box<backfill::Args>),
     /// Ask the warehouse in SQL
     Query(query::Args),
     /// List, check and print schemas; compare BigQuery with them and change it
@@ -52,6 +54,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Enrich(args) => enrich::run(&args),
         Command::Dev(args) => on_runtime(dev::run(args)),
+        Command::Backfill(args) => on_runtime(backfill::run(*args)),
         Command::Generate(args) => on_runtime(generate::run(args)),
         Command::Query(args) => on_runtime(query::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),

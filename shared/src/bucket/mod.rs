@@ -1,6 +1,5 @@
 //! Buckets by their address: a path, `gs://bucket/prefix`, `s3://bucket/prefix`.
 
-#[cfg(feature = "buckets")]
 mod open;
 
 use std::sync::Arc;
@@ -8,8 +7,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-#[cfg(feature = "buckets")]
-pub use open::open;
+pub use open::{local, open};
 
 /// A place in a bucket or folder.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ mod client;
 mod diff;
 mod login;
 mod query;
+mod table;
 mod wanted;
 
 pub use apply::Found;

@@ -52,13 +52,31 @@ impl Wanted {
     /// What the plans of a registry stand for: their datasets and tables, a deduplicated view of each table whose rows
     /// have an identity, and the reports over them.
     pub fn of(registry: &Registry, project: &str, location: Option<&str>) -> Self {
-        let names: BTreeSet<_> = registry.plans().map(|plan| plan.table.dataset.as_str()).collect();
-        let datasets = names.into_iter().map(|name| dataset(project, name, location));
+        let datasets = datasets(registry.plans(), project, location);
         let tables = registry.plans().map(|plan| table(project, plan));
         let views = registry.plans().filter_map(|plan| deduplicated(project, plan));
         let reports = registry.plans().filter_map(|plan| events_per_city(project, plan));
         Self { objects: datasets.chain(tables).chain(views).chain(reports).collect() }
     }
+
+    /// The datasets of some plans.
+    pub fn datasets(plans: &[Arc<Plan>], project: &str, location: Option<&str>) -> Self {
+        Self { objects: datasets(plans, project, location).collect() }
+    }
+
+    /// The tables of some plans, without datasets and views.
+    pub fn tables(plans: &[Arc<Plan>], project: &str) -> Self {
+        Self { objects: plans.iter().map(|plan| table(project, plan)).collect() }
+    }
+}
+
+fn datasets<'a>(
+    plans: impl IntoIterator<Item = &'a Arc<Plan>>,
+    project: &str,
+    location: Option<&str>,
+) -> impl Iterator<Item = Object> {
+    let names: BTreeSet<_> = plans.into_iter().map(|plan| plan.table.dataset.as_str()).collect();
+    names.into_iter().map(move |name| dataset(project, name, location))
 }
 
 fn dataset(project: &str, name: &str, location: Option<&str>) -> Object {

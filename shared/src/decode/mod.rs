@@ -8,6 +8,7 @@ pub mod number;
 pub mod time;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 pub use json::MAX_DEPTH;
 use json::{JsonError, Next, Scanner};
@@ -23,7 +24,7 @@ use crate::schema::{Column, Fields, Fill, Kind, Mode, Plan};
 /// The partition column must lie inside the plan's window around `now`. What breaks the schema stands in
 /// `row.problems`; the error is an input that is no JSON object at all.
 pub fn event<'a>(plan: &Plan, line: &'a [u8], now: Micros, row: &mut Row<'a>) -> Result<(), Problem> {
-    object(plan, &Form::Event, line, row)?;
+    object(plan, &Form::Event, line, row, None)?;
     if let Some(system) = plan.system {
         check_event_id(system.event_id, row);
     }
@@ -35,7 +36,7 @@ pub fn event<'a>(plan: &Plan, line: &'a [u8], now: Micros, row: &mut Row<'a>) ->
 /// Decodes of one row of the enriched message what tells it from others and when it came to be: its identity,
 /// `received_at` and the partition column. The rest has to be JSON, no more: whoever writes the row decodes it.
 pub fn head<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
-    object(plan, &Form::Head, line, row)?;
+    object(plan, &Form::Head, line, row, None)?;
     if let Some(system) = plan.system {
         check_event_id(system.event_id, row);
     }
@@ -44,11 +45,42 @@ pub fn head<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Pr
 
 /// Decodes one row of the enriched message: every column by its exact name, no time window.
 pub fn row<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
-    object(plan, &Form::Row, line, row)?;
+    object(plan, &Form::Row, line, row, None)?;
     if let Some(system) = plan.system {
         check_event_id(system.event_id, row);
     }
     check_required(&plan.columns, |_| true, row);
+    Ok(())
+}
+
+/// The elements of one REPEATED column that are judged each for itself; see [`nested`]. Reuse one for many lines.
+#[derive(Debug, Default)]
+pub struct Elements {
+    /// Where each element that stands in the row begins and ends in the line, in bytes.
+    pub spans: Vec<Range<usize>>,
+    /// Those that break the schema: where each stands, and what is wrong with it. They are not in the row.
+    pub faults: Vec<(Range<usize>, Vec<Problem>)>,
+}
+
+/// Decodes one line of a history: as [`event`], whenever it happened.
+///
+/// An element of the column `apart` that breaks the schema costs that element: it is told in `elements` and the rest of
+/// the line stands in the row.
+pub fn nested<'a>(
+    plan: &Plan,
+    line: &'a [u8],
+    apart: Option<usize>,
+    row: &mut Row<'a>,
+    elements: &mut Elements,
+) -> Result<(), Problem> {
+    elements.spans.clear();
+    elements.faults.clear();
+    let column = apart.and_then(|index| plan.columns.get(index));
+    object(plan, &Form::Event, line, row, column.map(|column| (column, elements)))?;
+    if let Some(system) = plan.system {
+        check_event_id(system.event_id, row);
+    }
+    check_required(&plan.columns, |column| column.fill == Fill::Event, row);
     Ok(())
 }
 
@@ -58,7 +90,13 @@ enum Form {
     Head,
 }
 
-fn object<'a>(plan: &Plan, form: &Form, line: &'a [u8], row: &mut Row<'a>) -> Result<(), Problem> {
+fn object<'a>(
+    plan: &Plan,
+    form: &Form,
+    line: &'a [u8],
+    row: &mut Row<'a>,
+    apart: Option<(&Column, &mut Elements)>,
+) -> Result<(), Problem> {
     row.reset(plan.columns.len());
     let text = std::str::from_utf8(line)
         .map_err(|error| Problem::new(Code::BadUtf8, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
@@ -73,7 +111,7 @@ fn object<'a>(plan: &Plan, form: &Form, line: &'a [u8], row: &mut Row<'a>) -> Re
         scanner.skip().and_then(|_| scanner.end()).map_err(bad_json)?;
         return Err(Problem::new(Code::NotAnObject, format!("expected a JSON object, found {}", kind.name())));
     }
-    let mut members = Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems };
+    let mut members = Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems, apart };
     members.read(&plan.columns, keys, &Path::ROOT, &mut row.values).map_err(bad_json)?;
     row.unknown_keys = members.unknown_keys;
     scanner.end().map_err(bad_json)
@@ -106,6 +144,8 @@ struct Members<'s, 'a> {
     scanner: &'s mut Scanner<'a>,
     unknown_keys: u32,
     problems: &'s mut Vec<Problem>,
+    /// The column whose elements are judged each for itself.
+    apart: Option<(&'s Column, &'s mut Elements)>,
 }
 
 /// Why a value did not become one of its column.
@@ -144,6 +184,7 @@ impl<'a> Members<'_, 'a> {
     }
 
     fn array(&mut self, column: &Column, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        let is_apart = self.begin_apart(column);
         match self.scanner.next_kind()? {
             Next::Array => {}
             Next::Null => {
@@ -158,15 +199,43 @@ impl<'a> Members<'_, 'a> {
         }
         self.scanner.open()?;
         let mut elements = Vec::new();
-        while self.scanner.element(elements.is_empty())? {
-            let faults = self.problems.len();
+        let mut first = true;
+        while self.scanner.element(first)? {
+            first = false;
+            let (start, faults) = (self.scanner.at(), self.problems.len());
             let element = self.value(column, path)?;
             if element.is_null() && self.problems.len() == faults {
                 self.report(path, (Code::WrongType, "an element of an array may not be null".into()));
             }
-            elements.push(element);
+            if !is_apart || self.settle_element(start, faults) {
+                elements.push(element);
+            }
         }
         Ok(Value::Repeated(elements))
+    }
+
+    /// Whether the elements of this column are judged each for itself. What stood in it before counts no more.
+    fn begin_apart(&mut self, column: &Column) -> bool {
+        match &mut self.apart {
+            Some((apart, elements)) if std::ptr::eq(*apart, column) => {
+                elements.spans.clear();
+                elements.faults.clear();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells an element's faults, which stand from `faults` on, apart from those of the row. Answers whether it is good.
+    fn settle_element(&mut self, start: usize, faults: usize) -> bool {
+        let Some((_, elements)) = &mut self.apart else { return true };
+        let span = start..self.scanner.at();
+        if self.problems.len() == faults {
+            elements.spans.push(span);
+            return true;
+        }
+        elements.faults.push((span, self.problems.split_off(faults)));
+        false
     }
 
     /// One value; a fault is reported and leaves `Null`.

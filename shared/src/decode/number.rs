@@ -4,6 +4,8 @@ use crate::problem::Code;
 
 /// Digits after the point of a NUMERIC.
 pub const NUMERIC_SCALE: u32 = 9;
+/// The NUMERIC 1.
+pub const UNIT: i128 = 10_i128.pow(NUMERIC_SCALE);
 const NUMERIC_LIMIT: i128 = 10_i128.pow(38);
 const BIGNUMERIC_SCALE: i64 = 38;
 /// |BIGNUMERIC| is at most this, without the point (BigQuery's documented range).
@@ -140,15 +142,47 @@ fn plain_decimal(decimal: &Decimal) -> String {
     digits
 }
 
+/// A FLOAT as a NUMERIC with at most `decimals` decimals, half away from zero, by its shortest decimal form: the noise
+/// of sums of floats goes (3859.9399999999996 is 3859.94 to the cent). `None` past NUMERIC's range.
+#[inline]
+pub fn rounded(value: f64, decimals: u32) -> Option<i128> {
+    /// Below this the product's error is under a tenth.
+    const EXACT: f64 = 1e14;
+    let decimals = decimals.min(NUMERIC_SCALE);
+    let scaled = value * f64::from(10_u32.pow(decimals));
+    let whole = scaled.round();
+    if scaled.abs() < EXACT && (scaled - whole).abs() < 0.3 {
+        #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
+        return Some(i128::from(whole as i64) * 10_i128.pow(NUMERIC_SCALE - decimals));
+    }
+    rounded_by_digits(value, decimals)
+}
+
+#[cold]
+fn rounded_by_digits(value: f64, decimals: u32) -> Option<i128> {
+    let mut decimal = Decimal::parse(zmij::Buffer::new().format(value))?;
+    let dropped = decimal.scale - i64::from(decimals);
+    if let Ok(dropped @ 1..) = usize::try_from(dropped) {
+        let kept = decimal.digits.len().checked_sub(dropped);
+        let up = kept.is_some_and(|kept| decimal.digits[kept] >= b'5');
+        decimal.digits.truncate(kept.unwrap_or(0));
+        decimal.scale = i64::from(decimals);
+        let value = decimal.scaled(i64::from(NUMERIC_SCALE))?;
+        let unit = 10_i128.pow(NUMERIC_SCALE - decimals);
+        return Some(value + if up { if decimal.negative { -unit } else { unit } } else { 0 });
+    }
+    decimal.scaled(i64::from(NUMERIC_SCALE)).filter(|value| value.abs() < NUMERIC_LIMIT)
+}
+
 /// Writes a NUMERIC (value times 10^9) in its shortest exact form: `12.5`, `-0.000000001`, `3`.
 pub fn write_numeric(value: i128, out: &mut Vec<u8>) {
-    const UNIT: u128 = 10_u128.pow(NUMERIC_SCALE);
+    let unit = UNIT.unsigned_abs();
     if value < 0 {
         out.push(b'-');
     }
     let size = value.unsigned_abs();
-    out.extend_from_slice(itoa::Buffer::new().format(size / UNIT).as_bytes());
-    let fraction = size % UNIT;
+    out.extend_from_slice(itoa::Buffer::new().format(size / unit).as_bytes());
+    let fraction = size % unit;
     if fraction > 0 {
         let digits = format!("{fraction:09}");
         out.push(b'.');
@@ -215,6 +249,42 @@ mod tests {
         fn any_integer_is_itself(value in any::<i64>()) {
             prop_assert_eq!(integer(&value.to_string()), Ok(value));
             prop_assert_eq!(big_numeric(&value.to_string()).unwrap().into_string(), value.to_string());
+        }
+    }
+
+    #[test]
+    fn floats_are_rounded_to_the_cent_half_away_from_zero() {
+        for (value, cents) in [
+            (3859.939_999_999_999_6, 385_994),
+            (89.99, 8_999),
+            (0.0, 0),
+            (1.005, 101),
+            (-1.005, -101),
+            (2.675, 268),
+            (0.005, 1),
+            (0.004_999, 0),
+            (-0.001, 0),
+            (9.995, 1_000),
+            (1e16, 1_000_000_000_000_000_000),
+            (123_456_789_012_345.67, 12_345_678_901_234_567),
+        ] {
+            assert_eq!(rounded(value, 2), Some(cents * UNIT / 100), "{value}");
+        }
+        assert_eq!(rounded(1e29, 2), None);
+        assert_eq!(rounded(f64::MAX, 2), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_rounding_is_that_of_the_digits(value in prop_oneof![-1e15..1e15_f64, -1e3..1e3_f64], decimals in 0..=9_u32) {
+            prop_assert_eq!(rounded(value, decimals), rounded_by_digits(value, decimals));
+        }
+
+        #[test]
+        fn cents_stay_as_they_are(cents in -1_000_000_000_000_i64..1_000_000_000_000) {
+            #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+            let value = cents as f64 / 100.0;
+            prop_assert_eq!(rounded(value, 2), Some(i128::from(cents) * UNIT / 100));
         }
     }
 }

@@ -115,7 +115,7 @@ fn days_in_month(year: i64, month: i64) -> i64 {
 /// Days since 1970-01-01; the year begins in March here, so that the leap day is its last.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "years 1 to 9999 are some 3.6 million days")]
-fn days_from_civil(year: i64, month: i64, day: i64) -> i32 {
+pub(crate) fn days_from_civil(year: i64, month: i64, day: i64) -> i32 {
     let year = if month <= 2 { year - 1 } else { year };
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     (year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year - 719_468) as i32

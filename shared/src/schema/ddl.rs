@@ -101,7 +101,8 @@ fn literal(text: &str) -> String {
     Json::from(text).to_string()
 }
 
-fn column_json(column: &Column) -> Json {
+/// One column of [`columns_json`].
+pub fn column_json(column: &Column) -> Json {
     let mut json = json!({"name": column.name, "type": column.kind.name(), "mode": column.mode});
     if let Some(description) = &column.description {
         json["description"] = json!(description);

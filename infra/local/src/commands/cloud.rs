@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backfill::Deps;
 use serde_json::{Value, json};
 use shared::catalog::{ApiError, BigQuery, Diff, Verdict, Wanted, diff};
 use shared::publish::Publisher;
 use shared::publish::pubsub::{Options, PubSub};
 use shared::settings::Settings;
+use shared::sink::bigquery::{BigQuerySink, load::BigQueryLoader};
 
 use super::{Place, query, schema};
 use crate::error::Failure;
@@ -98,6 +100,20 @@ fn print_json(diff: &Diff, more: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `contextflow backfill --warehouse bigquery`.
+pub async fn load(place: &Place, deps: &mut Deps) -> Result<(), Failure> {
+    let project = place.project.as_deref().ok_or_else(no_project)?;
+    let mut settings = Settings::from_env().with("GOOGLE_CLOUD_PROJECT", project);
+    if let Some(location) = &place.location {
+        settings = settings.with("BIGQUERY_LOCATION", location);
+    }
+    let loader = BigQueryLoader::new(&settings, deps.clock.clone()).await.map_err(Failure::usage)?;
+    deps.loader = Arc::new(loader);
+    let sink = BigQuerySink::new(&settings, deps.clock.clone()).map_err(Failure::usage)?;
+    deps.dead_letter_table = Some(Arc::new(sink));
+    Ok(())
+}
+
 /// `contextflow query --warehouse bigquery`.
 pub async fn query(sql: &str, place: &Place) -> Result<query::Answer, Failure> {
     let answer = open(place).await?.query(sql).await.map_err(failure)?;
@@ -105,10 +121,12 @@ pub async fn query(sql: &str, place: &Place) -> Result<query::Answer, Failure> {
 }
 
 async fn open(place: &Place) -> Result<BigQuery, Failure> {
-    let Some(project) = &place.project else {
-        return Err(Failure::usage("no project; give --project ID or set GOOGLE_CLOUD_PROJECT"));
-    };
+    let project = place.project.as_deref().ok_or_else(no_project)?;
     BigQuery::new(&Settings::from_env(), project, place.location.clone()).await.map_err(failure)
+}
+
+fn no_project() -> Failure {
+    Failure::usage("no project; give --project ID or set GOOGLE_CLOUD_PROJECT")
 }
 
 /// What BigQuery refuses as wrong is the caller's to put right.

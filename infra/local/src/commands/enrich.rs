@@ -12,7 +12,7 @@ use serde::Serialize;
 use shared::clock::{Clock, Micros};
 use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
 use shared::decode::{self, time};
-use shared::enrich::{Tables, geo};
+use shared::enrich::Tables;
 use shared::row::{Row, Value};
 use shared::schema::Plan;
 use shared::{encode, event};
@@ -80,7 +80,7 @@ struct Summary {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let plan = super::plan(&args.schema)?;
-    let tables = tables(args.geo.as_ref())?;
+    let tables = super::lookups(args.geo.as_deref())?;
     let (input, length) = open(&args.input)?;
     let filter = Filter {
         columns: if args.system_columns { plan.columns.len() } else { plan.own_columns },
@@ -130,13 +130,6 @@ fn report(args: &Args, totals: &Totals, seconds: f64) -> Result<(), Failure> {
         return Err(Failure::work("not one line could be used"));
     }
     Ok(())
-}
-
-fn tables(geo: Option<&PathBuf>) -> Result<Tables, Failure> {
-    let Some(path) = geo else { return Tables::built_in().map_err(Failure::work) };
-    let fault = |reason: String| Failure::usage(format!("--geo {}: {reason}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    Tables::with(geo::GEO.name, &bytes).map_err(fault)
 }
 
 fn open(input: &str) -> Result<(Box<dyn Read>, Option<u64>), Failure> {

@@ -1,5 +1,6 @@
 //! The operator's commands, one file each.
 
+pub mod backfill;
 #[cfg(feature = "cloud")]
 mod cloud;
 #[cfg(not(feature = "cloud"))]
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use shared::enrich::Tables;
+use shared::enrich::geo::GEO;
 use shared::schema::{Plan, Registry};
 
 use crate::error::Failure;
@@ -55,6 +58,14 @@ pub fn registry(folder: Option<&Path>) -> Result<Registry, Failure> {
         None => Registry::built_in(),
     }
     .map_err(Failure::usage)
+}
+
+/// The lookup tables, with the table of places in a file where one is given.
+pub fn lookups(geo: Option<&Path>) -> Result<Tables, Failure> {
+    let Some(path) = geo else { return Tables::built_in().map_err(Failure::work) };
+    let fault = |reason: String| Failure::usage(format!("--geo {}: {reason}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+    Tables::with(GEO.name, &bytes).map_err(fault)
 }
 
 /// A bar on a terminal, nothing elsewhere.

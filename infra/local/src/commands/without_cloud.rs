@@ -4,6 +4,7 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backfill::Deps;
 use shared::publish::Publisher;
 
 use super::{Place, query, schema};
@@ -17,6 +18,11 @@ pub fn schema_diff(_: &schema::DiffArgs) -> Ready<Result<(), Failure>> {
 /// `contextflow schema apply`.
 pub fn schema_apply(_: &schema::ApplyArgs) -> Ready<Result<(), Failure>> {
     missing("`schema apply` changes BigQuery", "schema apply")
+}
+
+/// `contextflow backfill --warehouse bigquery`.
+pub fn load(_: &Place, _: &mut Deps) -> Ready<Result<(), Failure>> {
+    missing("`--warehouse bigquery` loads BigQuery", "backfill --warehouse bigquery …")
 }
 
 /// `contextflow query --warehouse bigquery`.

@@ -36,6 +36,12 @@ pub(super) struct Connection {
     reader: AbortHandle,
 }
 
+/// A request on its way.
+pub(super) struct Posted {
+    answered: oneshot::Receiver<Reply>,
+    until: Instant,
+}
+
 /// Who waits for an answer, in the order of the requests.
 struct Line {
     waiting: VecDeque<(oneshot::Sender<Reply>, OwnedSemaphorePermit)>,
@@ -97,37 +103,45 @@ impl Connection {
 
     /// Sends encoded rows and waits for their answer; first for room, where many are on their way.
     pub(super) async fn send(&self, rows: Vec<Vec<u8>>) -> Reply {
-        let gone = || Status::unavailable("the connection has ended");
+        let mut posted = self.post(rows, None).await?;
+        self.answer(&mut posted).await
+    }
+
+    /// Sends encoded rows once there is room; where the stream counts its rows, with the number of the first.
+    pub(super) async fn post(&self, rows: Vec<Vec<u8>>, offset: Option<i64>) -> Result<Posted, Status> {
         let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { return Err(gone()) };
-        let (answer, mut answered) = oneshot::channel();
-        {
-            let mut line = lock(&self.line);
-            if line.ended || self.requests.send(self.request(rows, !line.introduced)).is_err() {
-                return Err(gone());
-            }
-            line.introduced = true;
-            line.waiting.push_back((answer, room));
+        let (answer, answered) = oneshot::channel();
+        let mut line = lock(&self.line);
+        if line.ended || self.requests.send(self.request(rows, offset, !line.introduced)).is_err() {
+            return Err(gone());
         }
-        let mut until = Instant::now() + self.answer_within;
+        line.introduced = true;
+        line.waiting.push_back((answer, room));
+        Ok(Posted { answered, until: Instant::now() + self.answer_within })
+    }
+
+    /// Waits for the answer to a request.
+    pub(super) async fn answer(&self, posted: &mut Posted) -> Reply {
         loop {
-            if let Ok(answer) = timeout_at(until, &mut answered).await {
+            if let Ok(answer) = timeout_at(posted.until, &mut posted.answered).await {
                 return answer.unwrap_or_else(|_| Err(gone()));
             }
             // While those before it are answered, it has its turn still to come.
             let next = lock(&self.line).last_answer + self.answer_within;
-            if next <= until {
+            if next <= posted.until {
                 let silent = format!("no answer for {} s", self.answer_within.as_secs());
                 end(&self.line, Status::unavailable(&silent));
                 return Err(Status::unavailable(silent));
             }
-            until = next;
+            posted.until = next;
         }
     }
 
-    fn request(&self, serialized_rows: Vec<Vec<u8>>, introduce: bool) -> AppendRowsRequest {
+    fn request(&self, serialized_rows: Vec<Vec<u8>>, offset: Option<i64>, introduce: bool) -> AppendRowsRequest {
         let schema = || ProtoSchema { proto_descriptor: Some(self.layout.descriptor()) };
         AppendRowsRequest {
             write_stream: self.stream_name.clone(),
+            offset,
             trace_id: if introduce { "contextflow".into() } else { String::new() },
             rows: Some(Rows::ProtoRows(ProtoData {
                 writer_schema: introduce.then(schema),
@@ -143,6 +157,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
     }
+}
+
+fn gone() -> Status {
+    Status::unavailable("the connection has ended")
 }
 
 /// Hands answers to those who wait until the stream ends; how it ended.

@@ -20,13 +20,13 @@ const ROW: &str = "Row";
 pub(super) type Lacking = BTreeSet<String>;
 
 /// The message of a row or of a record: one field a column, numbered from 1 in the order of the plan.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     pub(super) fields: Vec<Field>,
 }
 
 /// A column as a field.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Field {
     name: String,
     /// Where the column stands in the row.

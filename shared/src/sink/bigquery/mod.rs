@@ -13,31 +13,27 @@
 mod connection;
 mod descriptor;
 mod encode;
+pub mod load;
 mod login;
 #[cfg(any(test, feature = "contract"))]
 pub mod read;
+mod service;
 mod verdict;
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all};
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1::big_query_write_client::BigQueryWriteClient;
-use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
-    GetWriteStreamRequest, TableFieldSchema, WriteStreamView,
-};
 use tokio::time::timeout;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code as GrpcCode, Request, Status};
+use tonic::{Code as GrpcCode, Status};
 
 use self::connection::Connection;
 use self::descriptor::Lacking;
 pub use self::descriptor::Layout;
 pub use self::login::{Google, Token, TokenSource, Tokens};
+use self::service::{Service, call};
 use self::verdict::{Verdict, verdict};
 use super::{Batch, Outcome, Sink};
 use crate::clock::{Clock, Micros, SECOND};
@@ -46,9 +42,8 @@ use crate::decode;
 use crate::problem::Code;
 use crate::row::{Row, Value};
 use crate::schema::{DEAD_LETTER, Plan, Registry};
-use crate::settings::{Settings, fault};
+use crate::settings::Settings;
 
-const SERVICE: &str = "https://bigquerystorage.googleapis.com";
 /// Requests stay below this; BigQuery takes 10 MB with everything around the rows.
 const MAX_REQUEST: usize = 9_000_000;
 /// What a row takes in a request besides its own bytes, at most.
@@ -57,18 +52,18 @@ const ROW_OVERHEAD: usize = 6;
 const LACKING_FOR: Micros = 60 * SECOND;
 const MEND: &str = "run `contextflow schema apply`";
 
-/// How patient the sink is.
+/// How patient the sink, or a load, is.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Requests on their way to one table at the same time; further ones wait.
     pub in_flight: usize,
     /// A connection that answers nothing for so long is given up.
     pub answer_within: Duration,
-    /// How often rows are sent within one append.
+    /// How often rows are sent within one append, or in vain within a load.
     pub tries: u32,
     /// Pause before the second try; it doubles from try to try, with jitter.
     pub pause: Duration,
-    /// Longest time of one append; what is not acknowledged by then is `Retry`.
+    /// Longest time of one append; what is not acknowledged by then is `Retry`. A load has no such limit.
     pub give_up_after: Duration,
 }
 
@@ -86,10 +81,7 @@ impl Default for Options {
 
 /// Appends to the tables of one project; see [`Sink`].
 pub struct BigQuerySink {
-    project: String,
-    client: BigQueryWriteClient<Channel>,
-    /// `None` on an emulator.
-    tokens: Option<Tokens>,
+    service: Service,
     clock: Clock,
     options: Options,
     tables: Mutex<HashMap<String, Arc<Table>>>,
@@ -125,36 +117,18 @@ impl BigQuerySink {
     /// The sink that the settings name: the tables of `GOOGLE_CLOUD_PROJECT`, with Google's own login, or without any on
     /// the emulator at `BIGQUERY_GRPC_ENDPOINT` (`http://host:port`). Inside a tokio runtime; connects on first use.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, String> {
-        let is_service = settings.get("BIGQUERY_GRPC_ENDPOINT").is_none();
-        let tokens = is_service.then(|| Tokens::new(Google::new(settings), clock.clone()));
-        Self::with(settings, tokens, Options::default(), clock)
+        Self::on(Service::new(settings, &clock)?, Options::default(), clock)
     }
 
     /// [`BigQuerySink::new`] with other tokens and options than the usual.
     pub fn with(settings: &Settings, tokens: Option<Tokens>, options: Options, clock: Clock) -> Result<Self, String> {
-        let project = settings.project().map_err(|error| error.to_string())?.to_string();
-        let address = settings.text("BIGQUERY_GRPC_ENDPOINT", SERVICE);
-        let unusable = |error: tonic::transport::Error| fault("BIGQUERY_GRPC_ENDPOINT", whole(&error)).to_string();
-        let mut endpoint = Endpoint::from_shared(address.to_string())
-            .map_err(unusable)?
-            .connect_timeout(Duration::from_secs(5))
-            // A connection that died while the process slept is found out before its answers are overdue.
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(5));
-        if address.starts_with("https:") {
-            endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(unusable)?;
-        }
+        Self::on(Service::with(settings, tokens)?, options, clock)
+    }
+
+    fn on(service: Service, options: Options, clock: Clock) -> Result<Self, String> {
         let registry = Registry::built_in().map_err(|error| error.to_string())?;
         let probe = registry.get(DEAD_LETTER).map(|plan| plan.table.full_name()).unwrap_or_default();
-        Ok(Self {
-            project,
-            client: BigQueryWriteClient::new(endpoint.connect_lazy()),
-            tokens,
-            clock,
-            options,
-            tables: Mutex::default(),
-            probe,
-        })
+        Ok(Self { service, clock, options, tables: Mutex::default(), probe })
     }
 
     fn table(&self, plan: &Plan) -> Arc<Table> {
@@ -170,8 +144,7 @@ impl BigQuerySink {
 
     /// The default stream of `dataset.table`.
     fn stream_of(&self, name: &str) -> String {
-        let (dataset, table) = name.split_once('.').unwrap_or_default();
-        format!("projects/{}/datasets/{dataset}/tables/{table}/streams/_default", self.project)
+        format!("{}/streams/_default", self.service.table(name))
     }
 
     /// The connection to the table; a new one where there is none, it was opened for another plan, its token is near
@@ -189,30 +162,16 @@ impl BigQuerySink {
         if let Some(open) = state.open.as_ref().filter(serves) {
             return Ok(Arc::clone(&open.connection));
         }
-        let held = match &self.tokens {
-            Some(tokens) => Some(tokens.token().await?),
-            None => None,
-        };
+        let held = self.service.token().await?;
         let use_until = held.as_ref().map_or(Micros::MAX, |held| held.use_until);
         let secret = held.map(|held| held.token.secret);
         let opening = call((), "write_stream", &table.stream, secret.as_deref());
         let layout = Layout::new(&plan.columns, &state.lacking);
-        let client = self.client.clone();
+        let client = self.service.client.clone();
         let connection = Arc::new(Connection::open(client, opening, &table.stream, layout, &self.options));
         // The one before, if any, ends when those who wait on it have their answers.
         state.open = Some(Open { connection: Arc::clone(&connection), plan: Arc::clone(plan), secret, use_until });
         Ok(connection)
-    }
-
-    /// What BigQuery says of a default stream: the fields of its table.
-    async fn fields(&self, stream: &str) -> Result<Vec<TableFieldSchema>, Status> {
-        let secret = match &self.tokens {
-            Some(tokens) => Some(tokens.token().await.map_err(Status::unauthenticated)?.token.secret),
-            None => None,
-        };
-        let request = GetWriteStreamRequest { name: stream.into(), view: WriteStreamView::Full.into() };
-        let answer = self.client.clone().get_write_stream(call(request, "name", stream, secret.as_deref())).await;
-        Ok(answer?.into_inner().table_schema.unwrap_or_default().fields)
     }
 }
 
@@ -232,7 +191,7 @@ impl Sink for BigQuerySink {
 
     async fn ready(&self) -> Result<(), String> {
         let stream = self.stream_of(&self.probe);
-        match timeout(self.options.answer_within, self.fields(&stream)).await {
+        match timeout(self.options.answer_within, self.service.fields(&stream)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) if status.code() == GrpcCode::NotFound => Err(no_table(&self.probe)),
             Ok(Err(status)) => Err(format!("BigQuery, table {}: {}", self.probe, words(&status))),
@@ -328,7 +287,7 @@ impl Append<'_> {
     /// The table lacks columns: from here on rows are sent without them.
     async fn without_columns(&self, connection: &Arc<Connection>, rows: Vec<usize>, tries: u32, message: &str) {
         let columns = &self.batch.plan.columns;
-        let lacking = match self.sink.fields(&self.table.stream).await {
+        let lacking = match self.sink.service.fields(&self.table.stream).await {
             Ok(fields) => descriptor::lacking(columns, &fields),
             Err(_) => verdict::named_columns(message).collect(),
         };
@@ -349,9 +308,7 @@ impl Append<'_> {
 
     async fn forget_login(&self, connection: &Arc<Connection>) {
         let secret = self.table.discard(connection).await;
-        if let (Some(tokens), Some(secret)) = (&self.sink.tokens, secret) {
-            tokens.forget(&secret).await;
-        }
+        self.sink.service.forget(secret.as_deref()).await;
     }
 
     /// Requests with the rows that can be sent; the others are settled.
@@ -439,48 +396,10 @@ impl Table {
     }
 }
 
-/// A request with the token and the header by which Google's front end finds the resource.
-fn call<T>(message: T, parameter: &str, resource: &str, secret: Option<&str>) -> Request<T> {
-    let mut request = Request::new(message);
-    let metadata = request.metadata_mut();
-    if let Ok(routing) = format!("{parameter}={}", percent_encoded(resource)).parse() {
-        metadata.insert("x-goog-request-params", routing);
-    }
-    let bearer = |secret| format!("Bearer {secret}").parse::<AsciiMetadataValue>().ok();
-    if let Some(mut bearer) = secret.and_then(bearer) {
-        bearer.set_sensitive(true);
-        metadata.insert("authorization", bearer);
-    }
-    request
-}
-
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len() + 16);
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
 fn no_table(name: &str) -> String {
     format!("the table {name} does not exist; {MEND}")
 }
 
 fn words(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
-}
-
-/// An error with its causes.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let _ = write!(text, ": {inner}");
-        cause = inner.source();
-    }
-    text
 }

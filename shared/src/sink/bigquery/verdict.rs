@@ -5,7 +5,7 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::St
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{RowError, StorageError};
 use gcp_bigquery_client::google::rpc;
 use prost::Message;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::connection::Reply;
 
@@ -34,10 +34,7 @@ pub(super) enum Verdict {
 pub(super) fn verdict(reply: Reply, rows: usize) -> Verdict {
     let response = match reply {
         Ok(response) => response,
-        Err(status) => {
-            let details = rpc::Status::decode(status.details()).unwrap_or_default().details;
-            return of_status(status.code(), status.message(), &details);
-        }
+        Err(status) => return refusal(&status),
     };
     let bad = bad_rows(response.row_errors, rows);
     if !bad.is_empty() {
@@ -48,6 +45,12 @@ pub(super) fn verdict(reply: Reply, rows: usize) -> Verdict {
         Some(Response::Error(error)) => of_status(Code::from(error.code), &error.message, &error.details),
         None => Verdict::TryAgain("an answer without a result".into()),
     }
+}
+
+/// Reads a status with which a call has ended.
+pub(super) fn refusal(status: &Status) -> Verdict {
+    let details = rpc::Status::decode(status.details()).unwrap_or_default().details;
+    of_status(status.code(), status.message(), &details)
 }
 
 fn bad_rows(errors: Vec<RowError>, rows: usize) -> Vec<(usize, String)> {
@@ -64,6 +67,10 @@ fn of_status(code: Code, message: &str, details: &[prost_types::Any]) -> Verdict
         .map(|error| error.code());
     let said = || format!("{code:?}: {message}");
     match (storage, code) {
+        // Rows are numbered where only one writer has the stream: they are those of a request whose answer was lost.
+        (Some(StorageErrorCode::OffsetAlreadyExists), _) | (_, Code::AlreadyExists) => {
+            Verdict::Landed { new_schema: false }
+        }
         (Some(StorageErrorCode::SchemaMismatchExtraFields), _) => Verdict::Lacking(message.into()),
         (_, Code::InvalidArgument) if message.contains("more fields than BigQuery schema") => {
             Verdict::Lacking(message.into())
@@ -84,11 +91,9 @@ pub(super) fn named_columns(message: &str) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use gcp_bigquery_client::google::cloud::bigquery::storage::v1::AppendRowsResponse;
     use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_response::AppendResult;
-    use tonic::Status;
-
-    use super::*;
 
     #[test]
     fn an_error_inside_an_answer_is_no_success() {
@@ -103,6 +108,8 @@ mod tests {
         let of = |code, message| verdict(Ok(answer(code, message)), 3);
         assert_eq!(of(Code::InvalidArgument, "why"), Verdict::Refused("why".into()));
         assert_eq!(of(Code::NotFound, "why"), Verdict::NoTable);
+        assert_eq!(of(Code::AlreadyExists, "why"), Verdict::Landed { new_schema: false });
+        assert_eq!(of(Code::OutOfRange, "why"), Verdict::TryAgain("OutOfRange: why".into()));
         assert_eq!(of(Code::ResourceExhausted, "why"), Verdict::TryAgain("ResourceExhausted: why".into()));
         assert!(matches!(verdict(Ok(AppendRowsResponse::default()), 3), Verdict::TryAgain(_)));
         let landed = AppendRowsResponse {

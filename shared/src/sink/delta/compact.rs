@@ -118,15 +118,26 @@ impl Table {
     async fn tidy(&self) -> Result<(), DeltaError> {
         loop {
             // First, or merges would put it off for as long as rows pour in.
-            if let Some(version) = self.due_checkpoint().await {
-                self.checkpoint(version).await?;
-            }
+            self.checkpoint_if_due().await?;
             match self.due_merge().await {
                 Some((merge, layout)) => self.merge(merge, layout).await?,
                 None => break,
             }
         }
         self.vacuum().await
+    }
+
+    /// What is due without merges: a load has large files of its own.
+    pub(super) async fn tidy_log(&self) -> Result<(), DeltaError> {
+        self.checkpoint_if_due().await?;
+        self.vacuum().await
+    }
+
+    async fn checkpoint_if_due(&self) -> Result<(), DeltaError> {
+        match self.due_checkpoint().await {
+            Some(version) => self.checkpoint(version).await,
+            None => Ok(()),
+        }
     }
 
     async fn due_merge(&self) -> Option<(Merge, Layout)> {
@@ -143,15 +154,20 @@ impl Table {
             .run(move || write_merged(&*table, &inputs, &layout, now))
             .await?
             .map_err(|error| error.into_delta(&self.name))?;
-        let removes = merge.files.iter().map(|file| Action::Remove(log::tombstone(merge.part, file, now)));
-        let actions = removes.chain([Action::Add(add.clone())]).collect();
-        let inputs = merge.clone();
-        // Another engine may have deleted rows of an input; they are not to come back.
-        let fits = move |state: &State| {
-            let live = state.files.get(&inputs.part);
-            inputs.files.iter().all(|file| live.is_some_and(|live| live.iter().any(|known| known.path == file.path)))
+        let removes = merge.files.iter().map(|file| Action::Remove(log::tombstone(merge.part, file, false, now)));
+        let actions: Vec<_> = removes.chain([Action::Add(add.clone())]).collect();
+        // A load or another engine may have deleted rows of an input; they are not to come back.
+        let fitting = |state: &State| {
+            let live = state.files.get(&merge.part);
+            let is_live = |file: &DataFile| live.is_some_and(|live| live.iter().any(|known| known.path == file.path));
+            merge.files.iter().all(is_live).then(|| actions.clone())
         };
-        self.commit("OPTIMIZE", actions, fits, move |state, now| replace(state, &merge, &add, now)).await
+        let inputs = merge.clone();
+        let apply = move |mut state: State, now| {
+            replace(&mut state, &inputs, &add, now);
+            Some(state)
+        };
+        self.commit("OPTIMIZE", fitting, apply).await
     }
 
     async fn due_checkpoint(&self) -> Option<u64> {

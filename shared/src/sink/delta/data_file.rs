@@ -15,9 +15,13 @@ use deltalake::parquet::errors::ParquetError;
 use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde_json::{Map, Value as Json, json};
 
+use crate::clock::DAY;
 use crate::decode::time;
+use crate::row::Value;
+use crate::schema::{Granularity, Plan};
 
-/// The hidden column that tables are partitioned by: the date of the partition column, null where that is null.
+/// The hidden column that tables are partitioned by: the date of the partition column, null where that is null; of
+/// tables with a partition a month or a year the first date of that.
 pub(super) const PARTITION_DATE: &str = "_partition_date";
 /// How the Hive layout writes a null in a path.
 const NULL_FOLDER: &str = "__HIVE_DEFAULT_PARTITION__";
@@ -36,6 +40,14 @@ pub(super) enum Part {
 }
 
 impl Part {
+    /// Of a row of the plan's table.
+    pub(super) fn of(plan: &Plan, values: &[Value<'_>]) -> Self {
+        let Some(partition) = plan.table.partition else { return Self::Whole };
+        let time = values.get(partition.column).and_then(Value::partition_time);
+        let date = time.and_then(|time| i32::try_from(time.div_euclid(DAY)).ok());
+        Self::Date(date.map(|date| first_date(date, partition.granularity)))
+    }
+
     /// The folder of its files, relative to the table; empty for the table's own.
     pub(super) fn folder(self) -> String {
         match self {
@@ -59,6 +71,16 @@ impl Part {
             None => Self::Whole,
             Some(text) => Self::Date(text.as_deref().and_then(|text| time::date(text).ok())),
         }
+    }
+}
+
+/// The date that stands for all dates of a partition.
+fn first_date(date: i32, granularity: Granularity) -> i32 {
+    let (year, month, _) = time::civil_from_days(date);
+    match granularity {
+        Granularity::Hour | Granularity::Day => date,
+        Granularity::Month => time::days_from_civil(year, month, 1),
+        Granularity::Year => time::days_from_civil(year, 1, 1),
     }
 }
 
@@ -116,11 +138,42 @@ fn sorted(batch: &RecordBatch, first: Option<&ArrayRef>, clustering: &[usize]) -
 
 /// The Parquet form of one partition's rows with statistics of the columns named in `stats_columns`.
 pub(super) fn encode(part: Part, batch: &RecordBatch, stats_columns: &[String]) -> Result<Encoded, ParquetError> {
-    let mut stats = Stats::new(stats_columns);
-    stats.take(batch);
-    let mut writer = writer(batch.schema())?;
-    writer.write(batch)?;
-    Ok(Encoded { part, rows: batch.num_rows(), bytes: writer.into_inner()?, stats: stats.into_json() })
+    let mut file = Growing::new(part, batch.schema(), stats_columns)?;
+    file.write(batch)?;
+    file.finish()
+}
+
+/// A data file under construction, in memory.
+pub(super) struct Growing {
+    part: Part,
+    writer: ArrowWriter<Vec<u8>>,
+    stats: Stats,
+}
+
+impl Growing {
+    /// An empty file of rows of `schema`, with statistics of the columns named in `stats_columns`.
+    pub(super) fn new(part: Part, schema: SchemaRef, stats_columns: &[String]) -> Result<Self, ParquetError> {
+        // The table's schema stands in its log, no need to repeat Arrow's in every file.
+        let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
+        Ok(Self { part, writer, stats: Stats::new(stats_columns) })
+    }
+
+    /// Adds rows in the order in which they are.
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
+        self.stats.take(batch);
+        self.writer.write(batch)
+    }
+
+    /// Bytes it takes in memory, about.
+    pub(super) fn size(&self) -> usize {
+        self.writer.bytes_written() + self.writer.memory_size()
+    }
+
+    pub(super) fn finish(self) -> Result<Encoded, ParquetError> {
+        let rows = self.stats.rows;
+        Ok(Encoded { part: self.part, rows, bytes: self.writer.into_inner()?, stats: self.stats.into_json() })
+    }
 }
 
 /// The rows of sorted files of one partition as one, sorted by the columns `clustering`.
@@ -130,10 +183,8 @@ pub(super) fn merge(
     clustering: &[usize],
     stats_columns: &[String],
 ) -> Result<Encoded, ParquetError> {
-    let mut stats = Stats::new(stats_columns);
     let mut places = Vec::new();
     for (number, batch) in batches.iter().enumerate() {
-        stats.take(batch);
         places.extend((0..batch.num_rows()).map(|row| (number, row)));
     }
     let keys = |&column: &usize| {
@@ -146,23 +197,17 @@ pub(super) fn merge(
         places = order.values().iter().map(|&index| places[index as usize]).collect();
     }
     let schema = batches.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
-    let mut writer = writer(schema)?;
+    let mut file = Growing::new(part, schema, stats_columns)?;
     let batches: Vec<_> = batches.iter().collect();
     // In pieces, so that the whole is not held twice.
     for piece in places.chunks(MERGE_ROWS) {
-        writer.write(&compute::interleave_record_batch(&batches, piece)?)?;
+        file.write(&compute::interleave_record_batch(&batches, piece)?)?;
     }
-    Ok(Encoded { part, rows: places.len(), bytes: writer.into_inner()?, stats: stats.into_json() })
-}
-
-fn writer(schema: SchemaRef) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
-    // The table's schema stands in its log, no need to repeat Arrow's in every file.
-    let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
-    ArrowWriter::try_new_with_options(Vec::new(), schema, options)
+    file.finish()
 }
 
 /// How tables are written.
-pub(super) fn properties() -> WriterProperties {
+fn properties() -> WriterProperties {
     WriterProperties::builder()
         .set_created_by("contextflow".into())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))

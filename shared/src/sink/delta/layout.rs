@@ -5,7 +5,7 @@ use std::sync::Arc;
 use deltalake::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use deltalake::arrow::error::ArrowError;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
-use deltalake::kernel::{Action, MetadataExt as _, Protocol, StructType, new_metadata};
+use deltalake::kernel::{Action, Metadata, MetadataExt as _, Protocol, StructType, new_metadata};
 use serde_json::json;
 
 use super::arrow::arrow_schema;
@@ -62,10 +62,28 @@ pub(super) fn stats_columns(plan: &Plan) -> Vec<String> {
 
 /// Writes version 0: columns, partitioning and what other engines must know to keep the table as it is.
 pub(super) fn create(table: &dyn Files, plan: &Plan, options: &Options, now: Micros) -> Result<State, Fault> {
+    let (protocol, metadata) = definition(plan, options)?;
+    table.prepare()?;
+    let actions = vec![Action::Protocol(protocol), Action::Metadata(metadata.clone())];
+    log::commit(table, 0, "CREATE TABLE", now, actions)?;
+    Ok(State::new(metadata, arrow_schema(plan)))
+}
+
+/// What makes the table on disk the plan's, whatever it was before; together with the removal of all files.
+pub(super) fn remake(plan: &Plan, state: &State, options: &Options) -> Result<Vec<Action>, Fault> {
+    let (protocol, metadata) = definition(plan, options)?;
+    let mut actions = vec![Action::Metadata(metadata)];
+    // Never back to a lower one: former versions need it.
+    if has_local_time(arrow_schema(plan).fields()) && !has_local_time(state.schema.fields()) {
+        actions.insert(0, Action::Protocol(protocol));
+    }
+    Ok(actions)
+}
+
+fn definition(plan: &Plan, options: &Options) -> Result<(Protocol, Metadata), Fault> {
     if plan.columns.iter().any(|column| column.name.eq_ignore_ascii_case(PARTITION_DATE)) {
         return Err(Fault::Schema(format!("`{PARTITION_DATE}` is the name of a hidden column")));
     }
-    table.prepare()?;
     let schema = arrow_schema(plan);
     let partitioned = plan.table.partition.is_some();
     let columns = delta_schema(&schema, partitioned).map_err(Fault::Schema)?;
@@ -79,9 +97,7 @@ pub(super) fn create(table: &dyn Files, plan: &Plan, options: &Options, now: Mic
         .and_then(|metadata| metadata.with_name(plan.table.name.clone()))
         .and_then(|metadata| metadata.with_description(plan.description.clone().unwrap_or_default()))
         .map_err(|error| Fault::Schema(error.to_string()))?;
-    let actions = vec![Action::Protocol(protocol(&schema)?), Action::Metadata(metadata.clone())];
-    log::commit(table, 0, "CREATE TABLE", now, actions)?;
-    Ok(State::new(metadata, schema))
+    Ok((protocol(&schema)?, metadata))
 }
 
 /// Adds the plan's new columns to the table, if there are any.

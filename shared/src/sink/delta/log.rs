@@ -3,14 +3,15 @@
 //! Commits are written here and not by delta-rs because a commit must be on disk when it is acknowledged (its store has
 //! no fsync), must cost the same after a day as at the start, and takes its time from the caller.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
 use deltalake::arrow::datatypes::{Schema, SchemaRef};
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
-use deltalake::kernel::{Action, Add, CommitInfo, Metadata, Remove};
+use deltalake::kernel::{Action, Add, CommitInfo, Metadata, Remove, Transaction};
 use deltalake::{DeltaTable, DeltaTableError};
+use futures::TryStreamExt as _;
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -100,11 +101,11 @@ pub(super) fn new_file(data: Encoded, data_change: bool, now: Micros) -> (NewFil
     (NewFile { path, bytes: data.bytes.into() }, add)
 }
 
-/// The tombstone of a file whose rows live on in another.
-pub(super) fn tombstone(part: Part, file: &DataFile, now: Micros) -> Remove {
+/// The tombstone of a file; without `data_change` its rows live on in another.
+pub(super) fn tombstone(part: Part, file: &DataFile, data_change: bool, now: Micros) -> Remove {
     Remove {
         path: file.path.clone(),
-        data_change: false,
+        data_change,
         deletion_timestamp: Some(now / 1_000),
         extended_file_metadata: Some(true),
         partition_values: Some(part.values()),
@@ -132,6 +133,44 @@ pub(super) async fn open(table: &dyn Files, version: Option<u64>) -> Result<Opti
         Err(DeltaTableError::NotATable(_)) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Since when no version needs the files `left`, the oldest first: what an earlier run removed or a crash left behind.
+/// Where the log does not say, it starts now.
+async fn since_when(
+    table: &DeltaTable,
+    left: Vec<String>,
+    now: Micros,
+) -> Result<VecDeque<(Micros, String)>, DeltaTableError> {
+    let mut since = HashMap::new();
+    if !left.is_empty() {
+        let store = table.log_store();
+        let mut tombstones = table.snapshot()?.all_tombstones(&*store);
+        while let Some(tombstone) = tombstones.try_next().await? {
+            let removed_at = tombstone.deletion_timestamp().map_or(now, |millis| millis * 1_000);
+            since.insert(tombstone.path().into_owned(), removed_at);
+        }
+    }
+    let mut removed: Vec<_> =
+        left.into_iter().map(|path| (since.get(&path).copied().unwrap_or(now).min(now), path)).collect();
+    removed.sort_by_key(|(since, _)| *since);
+    Ok(removed.into())
+}
+
+/// Whether a version of the table holds the rows of the load `run`.
+pub(super) async fn holds_load(table: &dyn Files, run: &str) -> Result<bool, DeltaTableError> {
+    let Some(opened) = open(table, None).await? else { return Ok(false) };
+    let store = opened.log_store();
+    Ok(opened.snapshot()?.transaction_version(&*store, load_id(run)).await?.is_some())
+}
+
+/// The mark of the version that shows the load `run`.
+pub(super) fn load_mark(run: &str, now: Micros) -> Transaction {
+    Transaction { app_id: load_id(run), version: 0, last_updated: Some(now / 1_000) }
+}
+
+fn load_id(run: &str) -> String {
+    format!("contextflow-load-{run}")
 }
 
 impl State {
@@ -164,10 +203,9 @@ impl State {
         for files in state.files.values_mut() {
             files.sort_by_key(|file| file.added_at);
         }
-        // What a crash or an earlier run left behind; since when is not known, so it starts now.
         let live: HashSet<&str> = state.files.values().flatten().map(|file| file.path.as_str()).collect();
-        state.removed =
-            found?.into_iter().filter(|path| !live.contains(path.as_str())).map(|path| (now, path)).collect();
+        let left: Vec<_> = found?.into_iter().filter(|path| !live.contains(path.as_str())).collect();
+        state.removed = since_when(&opened, left, now).await?;
         Ok(Some(state))
     }
 

@@ -10,6 +10,10 @@
 //! files compressed with zstd, sorted by the clustering columns). Every append adds one small file a partition; merges
 //! in the background, driven by appends, keep their number small, and files that no version needs are removed after
 //! [`Options::file_retention`].
+//!
+//! [`DeltaSink`] is a [`Loader`](crate::load::Loader) as well. A load stages large files, in the order of its rows, and
+//! shows them in all its tables at once: to [`Warehouse`]. Engines that read a table's log by themselves see its new
+//! version a moment before or after those of the other tables.
 
 pub mod arrow;
 mod compact;
@@ -18,6 +22,7 @@ mod dedup;
 mod files;
 mod gather;
 mod layout;
+mod load;
 mod log;
 mod query;
 #[cfg(any(test, feature = "contract"))]
@@ -37,20 +42,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use self::files::lease::Lease;
 use self::files::{Place, create_folder};
+use self::load::switch::Switch;
 pub use self::query::{QueryError, Warehouse};
 use self::table::Table;
 use self::worker::Worker;
 use super::{Batch, Outcome, Sink};
 use crate::bucket::Location;
 use crate::clock::{Clock, Micros, SECOND};
+use crate::lease::{Lease, LeaseError};
 use crate::schema::Plan;
 #[cfg(feature = "buckets")]
 use crate::settings::Settings;
 
 /// Held by the writer of a folder.
 const LOCK_FILE: &str = ".writer.lock";
+/// Names the writer of a bucket.
+const LEASE_FILE: &str = ".writer.lease";
 
 /// How a warehouse is kept in order.
 #[derive(Debug, Clone)]
@@ -138,6 +146,14 @@ pub enum DeltaError {
         /// What delta-rs said.
         source: Box<deltalake::DeltaTableError>,
     },
+    /// A load cannot go on.
+    #[error("load {run}: {reason}")]
+    Load {
+        /// The run.
+        run: String,
+        /// What is in the way and what to do.
+        reason: String,
+    },
     /// Another engine commits to the table all the time.
     #[error("table {table}: another engine committed first, again and again")]
     Contended {
@@ -160,7 +176,8 @@ pub struct DeltaSink {
     options: Options,
     tables: Mutex<HashMap<String, Arc<Table>>>,
     worker: Arc<Worker>,
-    right: Right,
+    right: Arc<Right>,
+    switch: Arc<Switch>,
 }
 
 /// The right to write a warehouse.
@@ -203,7 +220,14 @@ impl DeltaSink {
         };
         let worker = Worker::start().map_err(failed("starting a thread"))?;
         let place = Place::bucket(location.clone()).map_err(failed("finding the runtime"))?;
-        let lease = Lease::take(&location, writer, clock.clone(), options.lease_term).await?;
+        let lease = Lease::take(&location, LEASE_FILE, writer, clock.clone(), options.lease_term).await;
+        let lease = lease.map_err(|error| match error {
+            LeaseError::Held { owner, since, expires } => {
+                DeltaError::Leased { place: location.uri.clone(), owner, since, expires }
+            }
+            LeaseError::Contended => DeltaError::Contended { table: location.uri.clone() },
+            LeaseError::Store(source) => failed("taking the lease of the warehouse")(source.into()),
+        })?;
         Ok(Self::new(place, Right::Lease(Arc::new(lease)), worker, clock, options))
     }
 
@@ -236,12 +260,15 @@ impl DeltaSink {
     }
 
     fn new(place: Place, right: Right, worker: Worker, clock: Clock, options: Options) -> Self {
-        Self { place, clock, options, tables: Mutex::default(), worker: Arc::new(worker), right }
+        let switch = Arc::new(Switch::new(place.to_string(), place.root(right.lease())));
+        let (worker, right) = (Arc::new(worker), Arc::new(right));
+        Self { place, clock, options, tables: Mutex::default(), worker, right, switch }
     }
 
     /// Creates the plan's table where it is missing and adds columns that it lacks.
     pub async fn ensure(&self, plan: &Arc<Plan>) -> Result<(), DeltaError> {
-        self.table(plan).ensure(plan).await
+        self.recover().await?;
+        self.table(&plan.table.dataset, &plan.table.name).ensure(plan).await
     }
 
     /// Waits until no table needs care: merges, checkpoints and removals that are due are done.
@@ -255,7 +282,7 @@ impl DeltaSink {
     /// Hands a bucket to the next writer before the lease ends by itself; appends are refused from now on. A folder is
     /// free when the sink is dropped.
     pub async fn close(&self) -> Result<(), DeltaError> {
-        let Right::Lease(lease) = &self.right else { return Ok(()) };
+        let Right::Lease(lease) = &*self.right else { return Ok(()) };
         lease.release().await.map_err(|source| self.io("handing over the lease of the warehouse", source))
     }
 
@@ -263,17 +290,29 @@ impl DeltaSink {
         DeltaError::Io { place: self.place.to_string(), doing, source }
     }
 
-    fn table(&self, plan: &Plan) -> Arc<Table> {
+    /// Completes what a load that was killed has begun, before anything else is written.
+    async fn recover(&self) -> Result<(), DeltaError> {
+        self.switch.recover(|change| self.table(&change.dataset, &change.name)).await
+    }
+
+    fn table(&self, dataset: &str, name: &str) -> Arc<Table> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let lease = match &self.right {
-            Right::Lock { .. } => None,
-            Right::Lease(lease) => Some(lease),
-        };
+        let full_name = format!("{dataset}.{name}");
         let new = || {
-            let files = self.place.table(plan, lease);
-            Arc::new(Table::new(plan, files, self.clock.clone(), self.options.clone(), Arc::clone(&self.worker)))
+            let files = self.place.table(dataset, name, self.right.lease());
+            let (clock, options) = (self.clock.clone(), self.options.clone());
+            Arc::new(Table::new(full_name.clone(), files, clock, options, Arc::clone(&self.worker)))
         };
-        Arc::clone(tables.entry(plan.table.full_name()).or_insert_with(new))
+        Arc::clone(tables.entry(full_name.clone()).or_insert_with(new))
+    }
+}
+
+impl Right {
+    fn lease(&self) -> Option<&Arc<Lease>> {
+        match self {
+            Self::Lock { .. } => None,
+            Self::Lease(lease) => Some(lease),
+        }
     }
 }
 
@@ -283,7 +322,10 @@ impl Sink for DeltaSink {
         if batch.rows.is_empty() {
             return Vec::new();
         }
-        let table = self.table(&batch.plan);
+        if let Err(error) = self.recover().await {
+            return vec![Outcome::Retry(error.to_string()); batch.rows.len()];
+        }
+        let table = self.table(&batch.plan.table.dataset, &batch.plan.table.name);
         let outcomes = table.append(batch).await;
         // Not before a commit of this writer: until then a former one may still be under way with files of its own.
         if outcomes.contains(&Outcome::Done) {
@@ -293,7 +335,7 @@ impl Sink for DeltaSink {
     }
 
     async fn ready(&self) -> Result<(), String> {
-        let reached = match &self.right {
+        let reached = match &*self.right {
             Right::Lease(lease) => lease.verify().await,
             Right::Lock { root, .. } => {
                 let probe = root.join(format!(".probe-{}", uuid::Uuid::new_v4()));

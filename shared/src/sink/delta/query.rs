@@ -1,6 +1,7 @@
 //! The warehouse as SQL: every table of the registry, its deduplicated view, and a report.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,9 +19,11 @@ use deltalake::datafusion::execution::{SessionState, SessionStateBuilder};
 use deltalake::datafusion::prelude::{SessionConfig, SessionContext};
 use deltalake::datafusion::sql::parser::Statement;
 use deltalake::datafusion::sql::sqlparser::ast;
+use tokio::task::spawn_blocking;
 
 use super::dedup::Deduplicated;
-use super::files::Place;
+use super::files::{Files, Place};
+use super::load::pointer::Pointer;
 use super::source::Source;
 use crate::bucket::Location;
 use crate::schema::{Plan, Registry};
@@ -63,6 +66,7 @@ pub enum QueryError {
 /// there yet is empty. `dataset.v_table` shows the rows with an identity once each. Keep one for many queries: it
 /// remembers what it has read of the logs and reads only what is new.
 pub struct Warehouse {
+    root: Arc<dyn Files>,
     sources: Vec<Source>,
     base: Arc<SessionState>,
 }
@@ -97,17 +101,15 @@ impl Warehouse {
         let base =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         let sources = plans.into_iter().map(|plan| Source::new(place, plan)).collect();
-        Ok(Self { sources, base: Arc::new(base) })
+        Ok(Self { root: place.root(None), sources, base: Arc::new(base) })
     }
 
-    /// A session over the newest version of every table; it keeps to these versions.
+    /// A session over the newest version of every table; it keeps to these versions. Of the tables of a load it has
+    /// either all with the load's rows or all without.
     pub async fn session(&self) -> Result<SessionContext, QueryError> {
         let mut datasets: BTreeMap<&str, Tables> = BTreeMap::new();
-        for source in &self.sources {
+        for (source, shown) in self.sources.iter().zip(self.snapshot().await?) {
             let table = &source.plan.table;
-            let shown = source.newest(&self.base).await.map_err(|error| {
-                QueryError::Warehouse(format!("table {}: {}", table.full_name(), one_line(&error.to_string())))
-            })?;
             let dataset = datasets.entry(&table.dataset).or_default();
             if let Some(view) = Deduplicated::new(Arc::clone(&shown), &source.plan) {
                 dataset.insert(format!("v_{}", table.name), Arc::new(view));
@@ -121,6 +123,33 @@ impl Warehouse {
             tables.insert(name.into(), Arc::new(ViewTable::new(plan, Some(query.into()))));
         }
         self.context(&datasets).map_err(query_error)
+    }
+
+    /// One version of every table, in the order of `sources`: those that the pointer names while a load switches them,
+    /// else the newest, read again where a load switched some of them meanwhile.
+    async fn snapshot(&self) -> Result<Vec<Arc<dyn TableProvider>>, QueryError> {
+        let mut pointer = self.pointer().await?;
+        loop {
+            let mut shown = Vec::with_capacity(self.sources.len());
+            for source in &self.sources {
+                let table = &source.plan.table;
+                let version = pointer.version_of(&table.dataset, &table.name);
+                shown.push(source.at(version, &self.base).await.map_err(|error| {
+                    QueryError::Warehouse(format!("table {}: {}", table.full_name(), one_line(&error.to_string())))
+                })?);
+            }
+            let now = self.pointer().await?;
+            if pointer.is_switching() || now == pointer {
+                return Ok(shown);
+            }
+            pointer = now;
+        }
+    }
+
+    async fn pointer(&self) -> Result<Pointer, QueryError> {
+        let root = Arc::clone(&self.root);
+        let read = spawn_blocking(move || Pointer::read(&*root)).await.map_err(io::Error::other);
+        read.flatten().map_err(|error| QueryError::Warehouse(one_line(&error.to_string())))
     }
 
     /// Runs one query; statements that change anything are refused.

@@ -1,4 +1,4 @@
-//! One table as a query sees it: its newest version without the hidden column.
+//! One table as a query sees it: one of its versions without the hidden column.
 
 use std::io;
 use std::sync::Arc;
@@ -35,18 +35,24 @@ struct Open {
 
 impl Source {
     pub(super) fn new(place: &Place, plan: &Arc<Plan>) -> Self {
-        Self { plan: Arc::clone(plan), files: place.table(plan, None), open: Mutex::default() }
+        let files = place.table(&plan.table.dataset, &plan.table.name, None);
+        Self { plan: Arc::clone(plan), files, open: Mutex::default() }
     }
 
-    /// The newest version; an empty table where there is none.
+    /// A version, or the newest; an empty table where there is none.
     ///
     /// A table that did not change since the last call costs a look at two file names.
-    pub(super) async fn newest(&self, session: &Arc<SessionState>) -> Result<Arc<dyn TableProvider>, DeltaTableError> {
+    pub(super) async fn at(
+        &self,
+        version: Option<u64>,
+        session: &Arc<SessionState>,
+    ) -> Result<Arc<dyn TableProvider>, DeltaTableError> {
         let mut slot = self.open.lock().await;
-        let open = match slot.take() {
-            Some(open) if self.is_newest(&open.table).await? => Some(open),
-            Some(open) => self.update(open, session).await?,
-            None => self.open(session).await?,
+        let open = match (slot.take(), version) {
+            (Some(open), Some(version)) if open.table.version() == Some(version) => Some(open),
+            (Some(open), None) if self.is_newest(&open.table).await? => Some(open),
+            (Some(open), None) => self.update(open, session).await?,
+            (_, version) => self.open(version, session).await?,
         };
         let shown = open.as_ref().map(|open| Arc::clone(&open.shown));
         *slot = open;
@@ -66,12 +72,12 @@ impl Source {
         match open.table.update_state().await {
             Ok(()) => Ok(Some(Open { shown: shown(&open.table, session).await?, table: open.table })),
             // The versions in between may be tidied away, or the folder removed.
-            Err(_) => self.open(session).await,
+            Err(_) => self.open(None, session).await,
         }
     }
 
-    async fn open(&self, session: &Arc<SessionState>) -> Result<Option<Open>, DeltaTableError> {
-        let Some(table) = log::open(&*self.files, None).await? else { return Ok(None) };
+    async fn open(&self, version: Option<u64>, session: &Arc<SessionState>) -> Result<Option<Open>, DeltaTableError> {
+        let Some(table) = log::open(&*self.files, version).await? else { return Ok(None) };
         Ok(Some(Open { shown: shown(&table, session).await?, table }))
     }
 }

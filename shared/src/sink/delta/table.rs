@@ -15,7 +15,7 @@ use super::layout::{self, Fault};
 use super::log::{self, CommitError, State};
 use super::worker::Worker;
 use super::{Batch, DeltaError, Options, Outcome};
-use crate::clock::{Clock, DAY, Micros};
+use crate::clock::{Clock, Micros};
 use crate::dead_letter::{Reason, reason_of};
 use crate::decode;
 use crate::row::{Row, Value};
@@ -59,9 +59,15 @@ struct Staged {
 }
 
 impl Table {
-    pub(super) fn new(plan: &Plan, files: Arc<dyn Files>, clock: Clock, options: Options, worker: Arc<Worker>) -> Self {
+    pub(super) fn new(
+        name: String,
+        files: Arc<dyn Files>,
+        clock: Clock,
+        options: Options,
+        worker: Arc<Worker>,
+    ) -> Self {
         Self {
-            name: plan.table.full_name(),
+            name,
             files,
             clock,
             options,
@@ -111,46 +117,41 @@ impl Table {
         if files.is_empty() {
             return Ok(outcomes);
         }
-        let actions = files.iter().map(|(_, add, _)| Action::Add(add.clone())).collect();
-        let apply = move |state: &mut State, now| {
+        let actions: Vec<_> = files.iter().map(|(_, add, _)| Action::Add(add.clone())).collect();
+        let apply = move |mut state: State, now| {
             for (part, add, rows) in &files {
                 state.add(*part, add, *rows, now);
             }
+            Some(state)
         };
-        self.commit("WRITE", actions, |_| true, apply).await?;
+        self.commit("WRITE", |_| Some(actions.clone()), apply).await?;
         Ok(outcomes)
     }
 
-    /// Writes `actions` as the next version, if they still fit the newest, and lets `apply` take them over into the
-    /// state.
+    /// Writes the next version of what `actions` has for the newest; it has none where its actions do not fit any more.
+    /// `apply` takes them over into the state; without a state it is read anew.
     ///
     /// Runs to its end even when the caller's future is dropped halfway.
     pub(super) async fn commit(
         &self,
         operation: &'static str,
-        actions: Vec<Action>,
-        fits: impl Fn(&State) -> bool,
-        apply: impl Fn(&mut State, Micros) + Clone + Send + 'static,
+        actions: impl Fn(&State) -> Option<Vec<Action>>,
+        apply: impl Fn(State, Micros) -> Option<State> + Clone + Send + 'static,
     ) -> Result<(), DeltaError> {
         for _ in 0..COMMIT_ATTEMPTS {
             let mut slot = self.current().await?;
-            if !slot.state.as_ref().is_some_and(&fits) {
-                break;
-            }
+            let Some(actions) = slot.state.as_ref().and_then(&actions) else { break };
             slot.wait().await;
             let (table, options) = (Arc::clone(&self.files), self.options.clone());
-            let (actions, now, apply) = (actions.clone(), self.clock.now(), apply.clone());
+            let (now, apply) = (self.clock.now(), apply.clone());
             let committed = blocking(move || {
-                let Some(state) = slot.state.as_mut() else { return Err(CommitError::Taken) };
+                let Some(mut state) = slot.state.take() else { return Err(CommitError::Taken) };
                 let committed = log::commit(&*table, state.version + 1, operation, now, actions);
-                match committed {
-                    Ok(()) => {
-                        state.version += 1;
-                        state.since_checkpoint += 1;
-                        apply(state, now);
-                        slot.committed(&options);
-                    }
-                    Err(_) => slot.state = None,
+                if committed.is_ok() {
+                    state.version += 1;
+                    state.since_checkpoint += 1;
+                    slot.state = apply(state, now);
+                    slot.committed(&options);
                 }
                 committed
             })
@@ -165,7 +166,7 @@ impl Table {
     }
 
     /// The state of the newest version, locked; read on first use and where another engine has written.
-    async fn current(&self) -> Result<OwnedMutexGuard<Slot>, DeltaError> {
+    pub(super) async fn current(&self) -> Result<OwnedMutexGuard<Slot>, DeltaError> {
         let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if slot.state.is_none() {
             slot.plan = None;
@@ -242,7 +243,7 @@ fn encode(batches: &[Batch]) -> Result<EncodedBatches, deltalake::parquet::error
             if let Some(system) = plan.system {
                 row.set(system.loaded_at, Value::Timestamp(batch.loaded_at));
             }
-            parts.push(part_of(plan, &row));
+            parts.push(Part::of(plan, &row.values));
             builder.push(&row.values);
             Outcome::Done
         };
@@ -261,10 +262,4 @@ fn fault_of<'a>(plan: &Plan, line: &'a [u8], row: &mut Row<'a>) -> Option<Reason
         Ok(()) => reason_of(&row.problems),
         Err(problem) => Some(Reason::from(&problem)),
     }
-}
-
-fn part_of(plan: &Plan, row: &Row<'_>) -> Part {
-    let Some(partition) = plan.table.partition else { return Part::Whole };
-    let time = row.values.get(partition.column).and_then(Value::partition_time);
-    Part::Date(time.and_then(|time| i32::try_from(time.div_euclid(DAY)).ok()))
 }

@@ -13,9 +13,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode};
 use tokio::runtime::Handle;
 
-use super::lease::Lease;
-use super::{Files, LOG, LogEntry, NewFile};
+use super::{Files, LOG, LogEntry, NewFile, STAGING};
 use crate::bucket::Location;
+use crate::lease::Lease;
 
 /// How many objects are written or removed at once.
 const AT_ONCE: usize = 16;
@@ -95,6 +95,25 @@ impl Files for BucketFiles {
         self.runtime.block_on(self.create(&self.path(path), bytes))
     }
 
+    fn replace(&self, path: &str, bytes: Bytes) -> io::Result<()> {
+        self.store(vec![NewFile { path: path.to_string(), bytes }])
+    }
+
+    /// By copies; whoever staged the files removes them.
+    fn rename(&self, paths: &[(String, String)]) -> io::Result<()> {
+        let copy = |(from, to): (Path, Path)| async move {
+            match self.store.copy(&from, &to).await {
+                Err(object_store::Error::NotFound { .. }) => self.store.head(&to).await.map(|_| ()),
+                copied => copied,
+            }
+        };
+        let paths: Vec<_> = paths.iter().map(|(from, to)| (self.path(from), self.path(to))).collect();
+        self.runtime.block_on(async {
+            self.hold().await?;
+            Ok(stream::iter(paths).map(copy).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await?)
+        })
+    }
+
     fn read(&self, path: &str) -> io::Result<Bytes> {
         let path = self.path(path);
         Ok(self.runtime.block_on(async { self.store.get(&path).await?.bytes().await })?)
@@ -125,7 +144,14 @@ impl Files for BucketFiles {
     fn data_files(&self) -> io::Result<Vec<String>> {
         let objects = self.runtime.block_on(self.list(&self.table))?;
         let paths = objects.iter().filter_map(|object| self.relative(&object.location));
-        Ok(paths.filter(|path| path.ends_with(".parquet") && !path.starts_with(LOG)).collect())
+        let is_data =
+            |path: &String| path.ends_with(".parquet") && !path.starts_with(LOG) && !path.starts_with(STAGING);
+        Ok(paths.filter(is_data).collect())
+    }
+
+    fn staged_files(&self) -> io::Result<Vec<String>> {
+        let objects = self.runtime.block_on(self.list(&self.path(STAGING)))?;
+        Ok(objects.iter().filter_map(|object| self.relative(&object.location)).collect())
     }
 
     fn log_entries(&self) -> io::Result<Vec<LogEntry>> {

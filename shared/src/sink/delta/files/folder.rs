@@ -1,5 +1,6 @@
 //! A table as a folder: files are synced, and so are the folders that name them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use deltalake::{DeltaTableBuilder, DeltaTableError};
 use uuid::Uuid;
 
 use super::super::data_file::PARTITION_DATE;
-use super::{Files, LOG, LogEntry, NewFile};
+use super::{Files, LOG, LogEntry, NewFile, STAGING};
 use crate::clock::Micros;
 
 /// How many files are written at once.
@@ -68,6 +69,33 @@ impl Files for FolderFiles {
         sync_folder(folder)
     }
 
+    fn replace(&self, path: &str, bytes: Bytes) -> io::Result<()> {
+        let path = self.table.join(path);
+        let folder = path.parent().unwrap_or(&self.table);
+        let written = path.with_extension("tmp");
+        // Of a crash; there is one writer.
+        let _ = fs::remove_file(&written);
+        write_durable(&written, &bytes)?;
+        fs::rename(&written, &path)?;
+        sync_folder(folder)
+    }
+
+    fn rename(&self, paths: &[(String, String)]) -> io::Result<()> {
+        let mut folders = BTreeSet::new();
+        for (from, to) in paths {
+            let to = self.table.join(to);
+            let folder = to.parent().unwrap_or(&self.table);
+            if folders.insert(folder.to_path_buf()) {
+                create_folder(folder)?;
+            }
+            match fs::rename(self.table.join(from), &to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && to.try_exists()? => {}
+                renamed => renamed?,
+            }
+        }
+        folders.iter().try_for_each(|folder| sync_folder(folder))
+    }
+
     fn read(&self, path: &str) -> io::Result<Bytes> {
         fs::read(self.table.join(path)).map(Bytes::from)
     }
@@ -97,6 +125,22 @@ impl Files for FolderFiles {
             }
         }
         Ok(found)
+    }
+
+    fn staged_files(&self) -> io::Result<Vec<String>> {
+        let name = |entry: io::Result<fs::DirEntry>| Ok(format!("{STAGING}/{}", entry?.file_name().to_string_lossy()));
+        match fs::read_dir(self.table.join(STAGING)) {
+            Ok(entries) => entries.map(name).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unstage(&self, paths: &[String]) -> io::Result<()> {
+        self.delete(paths)?;
+        // Whether it went or holds another load's files is all one.
+        let _ = fs::remove_dir(self.table.join(STAGING));
+        Ok(())
     }
 
     fn log_entries(&self) -> io::Result<Vec<LogEntry>> {

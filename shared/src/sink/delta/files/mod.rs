@@ -2,7 +2,6 @@
 
 mod bucket;
 mod folder;
-pub(super) mod lease;
 
 use std::fmt;
 use std::io;
@@ -17,15 +16,18 @@ use tokio::runtime::Handle;
 use self::bucket::BucketFiles;
 use self::folder::FolderFiles;
 pub(super) use self::folder::create_folder;
-use self::lease::Lease;
 use crate::bucket::Location;
 use crate::clock::Micros;
-use crate::schema::Plan;
+use crate::lease::Lease;
 
 /// Where the log lies, relative to its table.
 pub(super) const LOG: &str = "_delta_log";
+/// Where files of loads wait until they are shown, relative to their table; names that begin like this are no data to
+/// any engine.
+pub(super) const STAGING: &str = "_load";
 
-/// The files of one table. Paths are relative to it, with `/` on every system.
+/// The files of one table, or those of the warehouse beside its tables. Paths are relative to it, with `/` on every
+/// system.
 ///
 /// What is written stands, through a crash too, when the call returns. Every call blocks: none belongs on a thread of
 /// the async runtime.
@@ -39,6 +41,12 @@ pub(super) trait Files: fmt::Debug + Send + Sync {
     /// Writes an entry of the log: whole or not at all, and `AlreadyExists` where another writer has made it.
     fn create(&self, path: &str, bytes: Bytes) -> io::Result<()>;
 
+    /// Writes a file in the place of what is there; readers find either.
+    fn replace(&self, path: &str, bytes: Bytes) -> io::Result<()>;
+
+    /// Gives files new paths, which nobody else uses; one that has it already is no error.
+    fn rename(&self, paths: &[(String, String)]) -> io::Result<()>;
+
     /// The content of a file.
     fn read(&self, path: &str) -> io::Result<Bytes>;
 
@@ -48,8 +56,16 @@ pub(super) trait Files: fmt::Debug + Send + Sync {
     /// Removes files; one that is gone already is no error.
     fn delete(&self, paths: &[String]) -> io::Result<()>;
 
-    /// Every data file, known to the log or not.
+    /// Every data file, known to the log or not, without those that are staged.
     fn data_files(&self) -> io::Result<Vec<String>>;
+
+    /// Every file below [`STAGING`].
+    fn staged_files(&self) -> io::Result<Vec<String>>;
+
+    /// Removes staged files.
+    fn unstage(&self, paths: &[String]) -> io::Result<()> {
+        self.delete(paths)
+    }
 
     /// Every file of the log.
     fn log_entries(&self) -> io::Result<Vec<LogEntry>>;
@@ -90,14 +106,24 @@ impl Place {
         Ok(Self::Bucket(location, Handle::try_current().map_err(io::Error::other)?))
     }
 
-    /// The files of a plan's table. A writer in a bucket shows its lease.
-    pub(super) fn table(&self, plan: &Plan, lease: Option<&Arc<Lease>>) -> Arc<dyn Files> {
-        let (dataset, name) = (plan.table.dataset.as_str(), plan.table.name.as_str());
+    /// The files of a table. A writer in a bucket shows its lease.
+    pub(super) fn table(&self, dataset: &str, name: &str, lease: Option<&Arc<Lease>>) -> Arc<dyn Files> {
+        self.files(&[dataset, name], lease)
+    }
+
+    /// The files beside the tables.
+    pub(super) fn root(&self, lease: Option<&Arc<Lease>>) -> Arc<dyn Files> {
+        self.files(&[], lease)
+    }
+
+    fn files(&self, below: &[&str], lease: Option<&Arc<Lease>>) -> Arc<dyn Files> {
         match self {
-            Self::Folder(root) => Arc::new(FolderFiles::new(root.join(dataset).join(name))),
+            Self::Folder(root) => {
+                Arc::new(FolderFiles::new(below.iter().fold(root.clone(), |path, part| path.join(part))))
+            }
             Self::Bucket(location, runtime) => {
-                let table = location.path.clone().join(dataset).join(name);
-                Arc::new(BucketFiles::new(location, table, runtime.clone(), lease.cloned()))
+                let path = below.iter().fold(location.path.clone(), |path, part| path.join(*part));
+                Arc::new(BucketFiles::new(location, path, runtime.clone(), lease.cloned()))
             }
         }
     }

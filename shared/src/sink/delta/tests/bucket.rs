@@ -207,7 +207,7 @@ async fn two_writers_that_both_believe_to_be_the_one_lose_nothing() {
 async fn an_entry_of_the_log_is_made_once_and_known_as_one_s_own() {
     let location = bucket();
     let sink = open(&location, "test", &Clock::system(), quick()).await.unwrap();
-    let files = Arc::clone(&sink.table(&plan("clickstream")).files);
+    let files = Arc::clone(&sink.table("contextflow", "clickstream_events").files);
     let create = |content: &'static str| {
         let files = Arc::clone(&files);
         tokio::task::spawn_blocking(move || files.create("_delta_log/0.json", content.into()).map_err(|e| e.kind()))

@@ -3,6 +3,7 @@
 mod append;
 mod bucket;
 mod care;
+mod load;
 mod query;
 mod types;
 

@@ -1,10 +1,10 @@
-//! The right to write a warehouse in a bucket: an object that names its holder and until when.
+//! The right to be the only one at work on a place in a bucket: an object that names its holder and until when.
 //!
 //! It is created only where there is none, and replaced only as the version that was read, so of two writers one gets
 //! it. The holder renews it by age before it writes; nothing runs between requests. Whoever finds it expired may take
 //! it over, and the former holder, back from its sleep, finds that out before it writes again. What slips through
-//! between the look and the write (clocks apart, a process stopped just there) meets the log, whose entries are created
-//! only where there is none.
+//! between the look and the write (clocks apart, a process stopped just there) is for the holder's writes to refuse:
+//! those of a Delta log are created only where there is none.
 
 use std::fmt;
 use std::io;
@@ -17,13 +17,10 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::super::DeltaError;
 use crate::bucket::Location;
 use crate::clock::{Clock, Micros};
 use crate::decode::time;
 
-/// The object, below the root of the warehouse.
-const LEASE_FILE: &str = ".writer.lease";
 /// How often the taking is tried when others change the lease at the same time.
 const ATTEMPTS: usize = 3;
 
@@ -35,11 +32,32 @@ struct Record {
     expires: String,
 }
 
+/// Why a lease cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Another holds it.
+    #[error("{owner} holds it since {since} and until {expires}, unless it is renewed")]
+    Held {
+        /// Name and id of the other.
+        owner: String,
+        /// When it took it.
+        since: String,
+        /// When others may take it.
+        expires: String,
+    },
+    /// Others change it all the time.
+    #[error("others take it all the time")]
+    Contended,
+    /// The bucket.
+    #[error(transparent)]
+    Store(#[from] object_store::Error),
+}
+
 /// A lease that was taken.
-pub(in super::super) struct Lease {
+pub struct Lease {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    /// The address of the warehouse.
+    /// The address of what it is about.
     place: String,
     clock: Clock,
     /// How long it holds without a renewal.
@@ -58,49 +76,46 @@ struct Held {
 }
 
 impl Lease {
-    /// Takes the warehouse for a process called `name`, unless another holds it.
-    pub(in super::super) async fn take(
+    /// Takes the place that the object `file` in it stands for, for a process called `name`, unless another holds it.
+    /// Without a renewal it is free after `term`.
+    pub async fn take(
         location: &Location,
+        file: &str,
         name: &str,
         clock: Clock,
         term: Micros,
-    ) -> Result<Self, DeltaError> {
-        let path = location.path.clone().join(LEASE_FILE);
-        let failed = |source: object_store::Error| DeltaError::Io {
-            place: location.uri.clone(),
-            doing: "taking the lease of the warehouse",
-            source: source.into(),
-        };
+    ) -> Result<Self, LeaseError> {
+        let path = location.path.clone().join(file);
         let owner = format!("{name} ({})", Uuid::new_v4());
         for _ in 0..ATTEMPTS {
             let now = clock.now();
             let since = time::timestamp_text(now);
             let record =
                 Record { owner: owner.clone(), since: since.clone(), expires: time::timestamp_text(now + term) };
-            let mode = match read(&*location.store, &path).await.map_err(failed)? {
+            let mode = match read(&*location.store, &path).await? {
                 None => PutMode::Create,
                 // An answer that was lost: the put was made.
                 Some((found, version)) if found.owner == owner => PutMode::Update(version),
                 Some((found, _)) if time::timestamp(&found.expires).is_ok_and(|expires| now < expires) => {
                     let Record { owner, since, expires } = found;
-                    return Err(DeltaError::Leased { place: location.uri.clone(), owner, since, expires });
+                    return Err(LeaseError::Held { owner, since, expires });
                 }
                 Some((found, version)) => {
-                    info!(former = found.owner, expired = found.expires, "taking over the lease of the warehouse");
+                    info!(former = found.owner, expired = found.expires, "taking over an expired lease");
                     PutMode::Update(version)
                 }
             };
-            if let Some(version) = put(&*location.store, &path, &record, mode).await.map_err(failed)? {
+            if let Some(version) = put(&*location.store, &path, &record, mode).await? {
                 let held = Mutex::new(Held { version, renewed_at: now, lost: None });
                 let (store, place) = (Arc::clone(&location.store), location.uri.clone());
                 return Ok(Self { store, path, place, clock, term, owner, since, held });
             }
         }
-        Err(DeltaError::Contended { table: location.uri.clone() })
+        Err(LeaseError::Contended)
     }
 
     /// Makes sure that the lease is held, and renews it when a third of its term is over; the error says who has it.
-    pub(in super::super) async fn hold(&self) -> io::Result<()> {
+    pub async fn hold(&self) -> io::Result<()> {
         let mut held = self.held.lock().await;
         held.check()?;
         let now = self.clock.now();
@@ -119,17 +134,17 @@ impl Lease {
     }
 
     /// Looks whether the bucket can be reached and still names this writer.
-    pub(in super::super) async fn verify(&self) -> io::Result<()> {
+    pub async fn verify(&self) -> io::Result<()> {
         let mut held = self.held.lock().await;
         held.check()?;
         self.look(&mut held).await
     }
 
-    /// Hands the warehouse to whoever comes next.
-    pub(in super::super) async fn release(&self) -> io::Result<()> {
+    /// Hands the place to whoever comes next.
+    pub async fn release(&self) -> io::Result<()> {
         let mut held = self.held.lock().await;
         held.check()?;
-        held.lost = Some(format!("{}: this writer has closed the warehouse", self.place));
+        held.lost = Some(format!("{}: this writer has closed it", self.place));
         let mode = PutMode::Update(held.version.clone());
         // Where it is another's already, there is nothing to hand over.
         put(&*self.store, &self.path, &self.record(self.clock.now()), mode).await?;
@@ -150,7 +165,7 @@ impl Lease {
                     "{}: this writer's lease is lost, {has_it}; it writes no more: keep one writer and restart it",
                     self.place
                 );
-                warn!(owner = self.owner, reason = lost, "lease of the warehouse lost");
+                warn!(owner = self.owner, reason = lost, "lease lost");
                 held.lost = Some(lost);
             }
         }

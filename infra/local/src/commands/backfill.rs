@@ -1,0 +1,111 @@
+//! `contextflow backfill`: files of JSON lines into the tables of the local warehouse, or of BigQuery.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backfill::config::{Options, Target, place};
+use backfill::{Deps, Error, Progress};
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+use shared::clock::Clock;
+use shared::load::NullLoader;
+use shared::settings::Settings;
+use shared::sink::delta::DeltaSink;
+
+use crate::error::Failure;
+
+/// How often the bar moves.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Arguments of `contextflow backfill`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Whose tables are loaded
+    #[arg(long, value_enum, default_value_t = Engine::Local)]
+    warehouse: Engine,
+    #[command(flatten)]
+    place: super::Place,
+    /// The local pipeline's data
+    #[arg(long, default_value = "./.contextflow", value_name = "FOLDER")]
+    data_dir: PathBuf,
+    /// A folder of further schema files
+    #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
+    schemas: Option<PathBuf>,
+    /// A lookup table in place of the built-in one
+    #[arg(long, env = "GEO_URI", value_name = "CSV")]
+    geo: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    /// The folder that `contextflow dev` writes
+    Local,
+    /// BigQuery
+    #[value(name = "bigquery")]
+    BigQuery,
+}
+
+/// Runs the command.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let mut registry = super::registry(args.schemas.as_deref())?;
+    let bucket = args.data_dir.join("bucket");
+    let request = args.options.request(&mut registry, Some(&bucket.to_string_lossy())).map_err(failure)?;
+    let clock = Clock::system();
+    let mut deps = Deps {
+        loader: Arc::new(NullLoader),
+        dead_letter_table: None,
+        registry: Arc::new(registry),
+        lookups: super::lookups(args.geo.as_deref())?,
+        state: None,
+        dead_letters: None,
+        settings: Settings::from_env(),
+        owner: format!("contextflow backfill, process {}", std::process::id()),
+        clock: clock.clone(),
+    };
+    let letters = args.options.dead_letters.clone();
+    let at = |uri: String, deps: &Deps| place(&uri, &deps.settings).map(Some).map_err(failure);
+    if args.options.to == Target::Null {
+        deps.dead_letters = letters.map_or(Ok(None), |uri| at(uri, &deps))?;
+    } else {
+        let own = |name: &str| args.data_dir.join(name).to_string_lossy().into_owned();
+        let state = own(if args.warehouse == Engine::Local { "backfill" } else { "backfill-bigquery" });
+        deps.state = at(args.options.state.clone().unwrap_or(state), &deps)?;
+        deps.dead_letters = at(letters.unwrap_or_else(|| own("bucket/dead-letter/backfill")), &deps)?;
+        match args.warehouse {
+            Engine::Local => {
+                let sink = DeltaSink::open(&args.data_dir.join("warehouse"), clock).map_err(Failure::work)?;
+                let sink = Arc::new(sink);
+                deps.loader = Arc::clone(&sink) as _;
+                deps.dead_letter_table = Some(sink);
+            }
+            Engine::BigQuery => super::cloud::load(&args.place, &mut deps).await?,
+        }
+    }
+    let progress = Arc::new(Progress::default());
+    let bar = super::progress(None, "{bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta}");
+    let report = tokio::select! {
+        report = backfill::run(deps, request, Arc::clone(&progress)) => report,
+        () = watch(&bar, &progress) => Err(Error::Work("the bar does not end".into())),
+    };
+    bar.finish_and_clear();
+    report.and_then(|report| report.print(args.options.json)).map_err(failure)
+}
+
+async fn watch(bar: &ProgressBar, progress: &Progress) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        bar.set_length(progress.total.load(Ordering::Relaxed));
+        bar.set_position(progress.done.load(Ordering::Relaxed));
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Usage(reason) => Failure::Usage(reason),
+        Error::Work(reason) => Failure::Work(reason),
+    }
+}

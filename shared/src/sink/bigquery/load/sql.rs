@@ -1,0 +1,121 @@
+//! The statements of a load.
+
+use std::fmt::Write as _;
+
+use super::staging::Staging;
+use crate::load::Mode;
+use crate::schema::Plan;
+
+/// Names of a project in GoogleSQL.
+pub(super) struct Sql<'a> {
+    pub(super) project: &'a str,
+    /// Where runs are recorded, `dataset.table`.
+    pub(super) loads: &'a str,
+    /// Checked to be `[0-9a-z_]`.
+    pub(super) run: &'a str,
+}
+
+impl Sql<'_> {
+    /// Records the run, once.
+    pub(super) fn begin(&self, mode: Mode) -> String {
+        let mode = match mode {
+            Mode::Replace => "replace",
+            Mode::Append => "append",
+            Mode::Recreate => "recreate",
+        };
+        let (loads, run) = (self.table(self.loads), self.run);
+        format!(
+            "MERGE {loads} AS loads USING (SELECT '{run}' AS run) AS new ON loads.run = new.run\n\
+             WHEN NOT MATCHED THEN INSERT (run, mode, begun_at) VALUES ('{run}', '{mode}', CURRENT_TIMESTAMP())"
+        )
+    }
+
+    /// One row where the run is published, none where it is not.
+    pub(super) fn published(&self) -> String {
+        format!("SELECT run FROM {} WHERE run = '{}' AND published_at IS NOT NULL", self.table(self.loads), self.run)
+    }
+
+    /// Shows the rows of these segments, of which there is one at least, in all tables, in one transaction, unless that was done before.
+    ///
+    /// The record is updated, not inserted: of two transactions that change rows of one table BigQuery lets only one
+    /// commit, so a repetition beside a first one that is still running cannot add the rows twice. Rows are deleted one
+    /// by one, since `TRUNCATE` does not reach rows that were streamed shortly before.
+    pub(super) fn publish(&self, tables: &[(&Plan, &Staging)], mode: Mode, segments: &[i64]) -> String {
+        let (loads, run) = (self.table(self.loads), self.run);
+        let segments = segments.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+        let mut script = format!(
+            "BEGIN TRANSACTION;\n\
+             IF EXISTS (SELECT run FROM {loads} WHERE run = '{run}' AND published_at IS NULL) THEN\n\
+             UPDATE {loads} SET published_at = CURRENT_TIMESTAMP() WHERE run = '{run}';\n"
+        );
+        for (plan, staging) in tables {
+            let target = self.table(&staging.of);
+            if mode != Mode::Append {
+                let _ = writeln!(script, "DELETE FROM {target} WHERE {};", every_row(plan));
+            }
+            let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
+            let (columns, staged) = (columns.join(", "), self.table(&staging.name));
+            let _ = writeln!(
+                script,
+                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} WHERE `{}` IN ({segments});",
+                staging.segment(),
+            );
+        }
+        script.push_str("END IF;\nCOMMIT TRANSACTION;");
+        script
+    }
+
+    fn table(&self, name: &str) -> String {
+        format!("`{}.{name}`", self.project)
+    }
+}
+
+/// A condition that every row meets. On a partitioned table it is one on the partition column, since the table may
+/// require that; in a form that BigQuery can prune by.
+fn every_row(plan: &Plan) -> String {
+    let Some(column) = plan.partition_column() else { return "TRUE".into() };
+    let (name, day) = (&column.name, format!("{} '2000-01-01'", column.kind.name()));
+    format!("`{name}` < {day} OR `{name}` >= {day} OR `{name}` IS NULL")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::compile;
+
+    const SQL: Sql<'_> = Sql { project: "example.com:p", loads: "contextflow.loads", run: "r1" };
+
+    fn plan(partition: &str) -> Plan {
+        let file = format!(
+            r#"{{"event_type": "sale", "version": "1-0-0", "ingest": "batch",
+                "table": {{"dataset": "shop", "name": "sales"{partition}}},
+                "columns": [{{"name": "day", "type": "DATE"}}, {{"name": "load_segment", "type": "STRING"}}]}}"#
+        );
+        compile("sale.json", &file).unwrap()
+    }
+
+    #[test]
+    fn rows_are_replaced_and_recorded_in_one_transaction() {
+        let plan =
+            plan(r#", "time_partitioning": {"type": "MONTH", "field": "day"}, "require_partition_filter": true"#);
+        let staging = Staging::new(&plan, "r1");
+        insta::assert_snapshot!(SQL.publish(&[(&plan, &staging)], Mode::Replace, &[7, -8]), @r"
+        BEGIN TRANSACTION;
+        IF EXISTS (SELECT run FROM `example.com:p.contextflow.loads` WHERE run = 'r1' AND published_at IS NULL) THEN
+        UPDATE `example.com:p.contextflow.loads` SET published_at = CURRENT_TIMESTAMP() WHERE run = 'r1';
+        DELETE FROM `example.com:p.shop.sales` WHERE `day` < DATE '2000-01-01' OR `day` >= DATE '2000-01-01' OR `day` IS NULL;
+        INSERT INTO `example.com:p.shop.sales` (`day`, `load_segment`) SELECT `day`, `load_segment` FROM `example.com:p.shop.sales__r1` WHERE `load_segment_` IN (7, -8);
+        END IF;
+        COMMIT TRANSACTION;
+        ");
+    }
+
+    #[test]
+    fn an_append_deletes_nothing() {
+        let plan = plan("");
+        let staging = Staging::new(&plan, "r1");
+        let script = |mode| SQL.publish(&[(&plan, &staging)], mode, &[7]);
+        assert!(!script(Mode::Append).contains("DELETE"));
+        assert!(script(Mode::Recreate).contains("DELETE FROM `example.com:p.shop.sales` WHERE TRUE;"));
+    }
+}
