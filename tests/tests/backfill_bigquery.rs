@@ -70,7 +70,7 @@ fn check(tables: &BigQueryApi, expected: &Json) {
         ("pageview_events", "clickstream_dw.pageview_events"),
         ("addtocart_events", "clickstream_dw.addtocart_events"),
         ("purchase_events", "clickstream_dw.purchase_events"),
-        ("purchase_items", "clickstream_dw.purchase_events, UNNEST(items)"),
+        ("purchase_items", "clickstream_dw.purchase_events, UNNEST(items) AS item"),
     ];
     for (name, table) in rows {
         assert_eq!(one(&format!("COUNT(*) AS x FROM {table}")), expected["rows"][name].to_string(), "{name}");
@@ -86,11 +86,11 @@ fn check(tables: &BigQueryApi, expected: &Json) {
     let figures = [
         (
             "sum_purchase_amount",
-            "CAST(ROUND(SUM(amount), 2) AS STRING) AS x FROM clickstream_dw.purchase_events".into(),
+            "CAST(SUM(amount) AS STRING) AS x FROM clickstream_dw.purchase_events".into(),
         ),
         (
             "sum_purchase_amount",
-            "CAST(ROUND(SUM(price * quantity), 2) AS STRING) AS x FROM clickstream_dw.purchase_events, UNNEST(items)"
+            "CAST(SUM(item.price * item.quantity) AS STRING) AS x FROM clickstream_dw.purchase_events, UNNEST(items) AS item"
                 .into(),
         ),
         ("sum_cart_quantity", "SUM(quantity) AS x FROM clickstream_dw.addtocart_events".into()),
@@ -105,7 +105,8 @@ fn check(tables: &BigQueryApi, expected: &Json) {
         ("page_views_by_url", "page_url AS k, COUNT(*) AS x FROM clickstream_dw.pageview_events"),
         (
             "sales_by_category",
-            "category AS k, CAST(SUM(price * quantity) AS STRING) AS x FROM clickstream_dw.purchase_events, UNNEST(items)",
+            "item.category AS k, CAST(SUM(item.price * item.quantity) AS STRING) AS x
+             FROM clickstream_dw.purchase_events, UNNEST(items) AS item",
         ),
     ];
     for (name, sql) in groups {
