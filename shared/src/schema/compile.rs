@@ -153,7 +153,8 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
     let row_keys = KeyTable::build(row_names.clone()).map_err(two_columns)?;
     let partition = table.partition.map(|partition| partition.column);
     let head = [identity, partition, system.map(|system| system.received_at)];
-    let head_keys = KeyTable::build(row_names.filter(|(_, index)| head.contains(&Some(*index)))).map_err(two_columns)?;
+    let head_keys =
+        KeyTable::build(row_names.filter(|(_, index)| head.contains(&Some(*index)))).map_err(two_columns)?;
 
     let accepts = Window::default();
     let days = |days: Option<u32>, default| days.map_or(default, |days| i64::from(days) * DAY);
