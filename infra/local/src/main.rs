@@ -2,6 +2,7 @@
 
 mod bus;
 mod commands;
+mod dead_letters;
 mod dev;
 mod error;
 
@@ -32,6 +33,8 @@ enum Command {
     Enrich(enrich::Args),
     /// Ask the warehouse in SQL
     Query(query::Args),
+    /// What could not be used: list it, look at it, send it through the pipeline again
+    DeadLetters(commands::dead_letters::Args),
     /// List, check and print schemas; compare BigQuery with them and change it
     Schema(schema::Args),
 }
@@ -54,6 +57,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Generate(args) => on_runtime(generate::run(args)),
         Command::Query(args) => on_runtime(query::run(args)),
+        Command::DeadLetters(args) => on_runtime(commands::dead_letters::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),
     }
 }
