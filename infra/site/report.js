@@ -1,15 +1,18 @@
 // The live report: counts, latency, events per second and per city, the last rows.
 
-import { createRateChart } from './chart.js';
+import { createTimeChart } from './chart.js';
+import { showDeadLetters } from './dead-letters.js';
 import { readJson } from './http.js';
+import { showRanks } from './ranks.js';
 import { el, eventText, formatCount, formatMs, formatSecond, formatTime } from './text.js';
 
 const POLL_MS = 2000;
+const SECONDS = 120;
 
 const $ = (id) => document.getElementById(id);
 
 export function startReport({ setConnection }) {
-  const chart = createRateChart({ container: $('rate'), readout: $('rate-readout'), empty: $('rate-empty') });
+  const chart = createRateChart();
   let marked = null;
   let timer = null;
   let lastAnswer = null;
@@ -48,6 +51,29 @@ export function startReport({ setConnection }) {
   return { mark: (eventId) => { marked = eventId; } };
 }
 
+function createRateChart() {
+  let first = 0;
+  const chart = createTimeChart({
+    container: $('rate'), readout: $('rate-readout'), empty: $('rate-empty'),
+    label: 'Events per second, last 2 minutes', slots: SECONDS, page: 10, isRunning: true,
+    ticks: [['start', 0, '2 min ago'], ['middle', SECONDS / 2, '1 min ago'], ['end', SECONDS, 'now']],
+    describe: (index, number) => `${formatSecond(first + index)} UTC: ${formatCount(number)} events`,
+    summarise: (events) => `${formatCount(events.reduce((sum, number) => sum + number, 0))} events, `
+      + `peak ${formatCount(Math.max(...events))} a second`,
+  });
+  return {
+    update(now, perSecond) {
+      first = Math.floor((Date.parse(now) || Date.now()) / 1000) - SECONDS + 1;
+      const events = new Array(SECONDS).fill(0);
+      for (const { second, events: number } of perSecond) {
+        const index = Math.floor(Date.parse(second) / 1000) - first;
+        if (index >= 0 && index < SECONDS && Number.isFinite(number)) events[index] = number;
+      }
+      chart.update(events);
+    },
+  };
+}
+
 function showStale(text) {
   $('report').hidden = false;
   $('stale').hidden = text === null;
@@ -67,23 +93,12 @@ function show(report, chart, marked) {
     : 'Latency from received to queryable: no events yet';
 
   chart.update(report.now, report.events_per_second ?? []);
-  showCities(report.events_per_city ?? []);
+  const places = report.events_per_city ?? [];
+  showRanks($('cities'), $('cities-empty'),
+    places.map(({ country, city, events }) => ({ name: city, note: country, number: events })));
+  showDeadLetters(report.dead_letters ?? []);
+  $('visits-link').hidden = false;
   showRows(report.last_rows ?? [], String(report.now).slice(0, 10), marked);
-}
-
-function showCities(cities) {
-  const most = Math.max(1, ...cities.map(({ events }) => events));
-  $('cities-empty').hidden = cities.length > 0;
-  $('cities').replaceChildren(...cities.map(({ country, city, events }) => {
-    const bar = el('span', { class: 'city-bar', 'aria-hidden': 'true' });
-    bar.style.setProperty('--share', events / most);
-    return el('li', {},
-      el('span', { class: 'city-place' },
-        eventText('span', city ?? 'Unknown', { className: 'city-name' }),
-        eventText('span', country, { limit: 20, className: 'city-country' })),
-      el('span', { class: 'city-events' }, formatCount(events)),
-      bar);
-  }));
 }
 
 function showRows(rows, today, marked) {

@@ -6,6 +6,8 @@ const TITLE_LIMIT = 2000;
 const NONE = '–';
 
 const count = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const money = new Intl.NumberFormat('en', { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const share = new Intl.NumberFormat('en', { style: 'percent', maximumFractionDigits: 1 });
 const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
 
 export function el(tag, attributes = {}, ...children) {
@@ -53,6 +55,14 @@ export function formatCount(value) {
 
 export function formatCompact(value) {
   return compact.format(value);
+}
+
+export function formatMoney(value) {
+  return Number.isFinite(value) ? money.format(value) : NONE;
+}
+
+export function formatShare(part, whole) {
+  return whole > 0 ? share.format(part / whole) : NONE;
 }
 
 export function formatMs(value) {

@@ -15,6 +15,8 @@ use crate::schema::DEAD_LETTER;
 pub const MAX_RAW: usize = 256 * 1024;
 /// How much of a large input stays in the dead letter itself, in bytes.
 pub const RAW_HEAD: usize = 4 * 1024;
+/// The attribute of a message that a dead letter is replayed in: its `dead_letter_id`.
+pub const REPLAY_OF: &str = "replay_of";
 
 /// Why something can never be used.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -98,6 +98,45 @@ fn escape(byte: u8, out: &mut Vec<u8>) {
     }
 }
 
+/// An object to whose end members are added; of a key that stands twice the last value counts, so an explicit `null`
+/// is overruled.
+pub struct Splice {
+    line: Vec<u8>,
+    is_empty: bool,
+}
+
+impl Splice {
+    /// `object` is the text of a JSON object. Line ends, which can only be white space, become spaces.
+    pub fn new(object: &str) -> Self {
+        let mut line: Vec<u8> = object.trim_ascii().bytes().collect();
+        for byte in &mut line {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        line.pop();
+        let is_empty = line.trim_ascii_end().len() == 1;
+        Self { line, is_empty }
+    }
+
+    /// Adds a member of text.
+    pub fn add(&mut self, key: &str, value: &str) {
+        if !self.is_empty {
+            self.line.push(b',');
+        }
+        self.is_empty = false;
+        string(key, &mut self.line);
+        self.line.push(b':');
+        string(value, &mut self.line);
+    }
+
+    /// The object's text.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.line.push(b'}');
+        self.line
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

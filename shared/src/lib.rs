@@ -28,4 +28,5 @@ pub mod serve;
 pub mod settings;
 pub mod sink;
 pub mod telemetry;
+pub mod views;
 pub mod window;

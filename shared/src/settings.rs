@@ -31,7 +31,7 @@ impl Settings {
         std::env::vars_os().filter_map(text).collect()
     }
 
-    /// These, with one set otherwise.
+    /// The same with another value of one variable.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.variables.insert(name.into(), value.into());

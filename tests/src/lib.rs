@@ -17,6 +17,7 @@ pub mod signer;
 pub mod storage_write;
 pub mod sts;
 pub mod topic_server;
+pub mod visits;
 mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};

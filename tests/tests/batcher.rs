@@ -220,6 +220,24 @@ async fn a_row_that_the_warehouse_refuses_for_good_is_a_dead_letter() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_refused_again_after_a_replay_is_another_dead_letter() {
+    let batcher = BatcherFixture::<ScriptedSink>::start();
+    batcher.sink.answer_all(Outcome::Poison(Reason { code: Code::Refused, detail: "no".into() }));
+    let of = |message: &str, letter: &[(&str, &str)]| {
+        let attributes = [&[("event_type", "clickstream")], letter].concat();
+        push_from(ENRICHED_SUB, message, &attributes, row("a"))
+    };
+
+    for body in [of("1", &[]), of("1", &[]), of("2", &[("replay_of", "x")]), of("2", &[("replay_of", "x")])] {
+        batcher.push("/", body).await;
+    }
+
+    let ids: Vec<_> = batcher.letters().iter().map(|letter| letter["dead_letter_id"].clone()).collect();
+    assert_eq!((&ids[0], &ids[2]), (&ids[1], &ids[3]), "a redelivery is the same letter");
+    assert_ne!(ids[0], ids[2]);
+}
+
+#[tokio::test]
 async fn a_row_that_cannot_be_read_is_a_dead_letter() {
     let batcher = BatcherFixture::<MemorySink>::start();
     let broken = [

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use pipeline_tests::binary::{Dev, PATIENCE, part};
+use pipeline_tests::{PUBLISHED_AT, forwarded};
 use serde_json::{Value, json};
 
 /// A ChromeDriver that ends with the test.
@@ -145,6 +146,82 @@ fn hostile_text_is_shown_as_text() {
         let injected =
             "return document.querySelectorAll('td script, td img, td iframe, td svg, td a, td style').length";
         assert_eq!(client.execute(injected, vec![]).await.unwrap(), json!(0));
+        assert_eq!(client.execute("return faults", vec![]).await.unwrap(), json!([]));
+        client.close().await.unwrap();
+    });
+}
+
+#[test]
+fn dead_letters_are_listed_and_go_round_again() {
+    let Some(driver) = Driver::start() else { return };
+    let dev = Dev::start(&[]);
+    dev.publish(Some(&json!({"event_name": ["<img src=x onerror=alert(1)>"], "event_id": "hopeless"})));
+    let given_up = forwarded("1", &[], format!("{{\"event_id\":\"again\",\"event_timestamp\":\"{PUBLISHED_AT}\"}}"));
+    let client = reqwest::blocking::Client::new();
+    client.post(dev.url("/batcher/dead-letter")).body(given_up).send().unwrap();
+    dev.wait_for("SELECT count(*) AS n FROM dead_letters", |rows| rows == [json!({"n": 2})]);
+    on_runtime(async {
+        let client = driver.browser().await;
+        client.goto(&dev.url("/")).await.unwrap();
+        client.execute(WATCH, vec![]).await.unwrap();
+        wait_for(&client, "return document.querySelectorAll('#letters tr').length === 2").await;
+        let click = |reason: &str| {
+            format!(
+                "[...document.querySelectorAll('#letters tr')].find(row => row.innerText.includes('{reason}')).querySelector('button').click()"
+            )
+        };
+        let says =
+            |text: &str| format!("return document.getElementById('replay-outcome').textContent.includes('{text}')");
+        client.execute(&click("undeliverable"), vec![]).await.unwrap();
+        wait_for(&client, &says("1 of 1 went through the pipeline again.")).await;
+        wait_for(&client, "return document.querySelectorAll('#letters tr').length === 1").await;
+        wait_for(&client, "return document.getElementById('rows').innerText.includes('again')").await;
+        client.execute(&click("wrong_type"), vec![]).await.unwrap();
+        wait_for(&client, &says("1 stay, wrong_type: event_name: expected STRING")).await;
+        assert_eq!(client.execute("return faults", vec![]).await.unwrap(), json!([]));
+        client.close().await.unwrap();
+    });
+}
+
+#[cfg(feature = "delta")]
+#[test]
+fn the_analysts_questions_are_answered_by_a_page_of_their_own() {
+    use shared::sink::delta::DeltaSink;
+
+    let Some(driver) = Driver::start() else { return };
+    let mut dev = Dev::start(&[]);
+    on_runtime(async {
+        let client = driver.browser().await;
+        client.goto(&dev.url("/visits")).await.unwrap();
+        wait_for(&client, "return document.body.innerText.includes('contextflow backfill --source')").await;
+        tokio::task::block_in_place(|| dev.interrupt());
+        let sink = DeltaSink::open(&dev.data().join("warehouse"), shared::clock::Clock::system()).unwrap();
+        pipeline_tests::visits::fill(&sink, &pipeline_tests::built_in()).await;
+        drop(sink);
+        tokio::task::block_in_place(|| dev.start_again());
+
+        client.goto(&dev.url("/")).await.unwrap();
+        wait_for(&client, "return !document.getElementById('visits-link').hidden").await;
+        client.goto(&dev.url("/visits")).await.unwrap();
+        client.execute(WATCH, vec![]).await.unwrap();
+        wait_for(&client, "return document.querySelectorAll('#funnel li').length === 3").await;
+        let text = body_text(&client).await;
+        for expected in ["/products", "Keyboard", "hardware", "3,599.97", "tablet", "25%", "66.7% of the step before"] {
+            assert!(text.contains(expected), "{expected} is not on the page:\n{text}");
+        }
+        let readout = "return document.getElementById('minutes-readout').textContent";
+        assert_eq!(
+            client.execute(readout, vec![]).await.unwrap(),
+            json!("2 views, at most 2 a minute"),
+            "the last day"
+        );
+        let choose = "const day = document.getElementById('day'); day.value = '2024-07-01'; day.dispatchEvent(new Event('change'))";
+        client.execute(choose, vec![]).await.unwrap();
+        wait_for(
+            &client,
+            "return document.getElementById('minutes-readout').textContent === '3 views, at most 2 a minute'",
+        )
+        .await;
         assert_eq!(client.execute("return faults", vec![]).await.unwrap(), json!([]));
         client.close().await.unwrap();
     });

@@ -98,6 +98,31 @@ fn the_same_seed_makes_the_same_visits() {
 }
 
 #[test]
+fn visits_become_a_stream_with_the_same_ids_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let visits = folder.path().join("visits");
+    std::fs::create_dir(&visits).unwrap();
+    let visit = json!({"session_id": "s", "user_id": "u", "device_type": "mobile", "events": [
+        {"event": {"event_type": "page_view", "timestamp": "2024-07-01T09:00:00", "details": {"page_url": "https://x"}}},
+        {"event": {"event_type": "purchase", "timestamp": "2024-07-01T09:01:00", "details": {"order_id": "o"}}},
+    ]});
+    std::fs::write(visits.join("visits-2024-07-01.jsonl"), format!("{visit}\nno visit\n")).unwrap();
+    let make = |name: &str| {
+        let path = folder.path().join(name).display().to_string();
+        let from = visits.display().to_string();
+        let summary = json_of(["generate", "--from", &from, "--rate", "1000", "--to", &path, "--json"]);
+        assert_eq!((&summary["sent"], &summary["failed"]), (&json!(2), &json!(0)));
+        let events = std::fs::read_to_string(path).unwrap();
+        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let (first, second) = (make("a"), make("b"));
+    let ids = |events: &[Value]| events.iter().map(|event| event["event_id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&first), ids(&second));
+    assert_eq!(first[1]["event_name"], "purchase");
+    assert!(first[0]["event_timestamp"].as_str() > Some("2026"));
+}
+
+#[test]
 fn schemas_are_listed_checked_and_printed() {
     let list = run(["schema", "list"]);
     assert!(text(&list.stdout).contains("contextflow.clickstream_events"));

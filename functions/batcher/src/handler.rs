@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
-use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
+use shared::dead_letter::{DeadLetter, Origin, REPLAY_OF, Reason, reason_of};
 use shared::decode::{self, Code, time};
 use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, Publisher, publish_all, publish_one};
@@ -143,7 +143,10 @@ impl Batcher {
                     last_reason = reason;
                 }
                 Outcome::Poison(reason) => {
-                    let identity: &[&[u8]] = &[plan.event_type.as_bytes(), row.id.as_bytes()];
+                    // Refused again after a replay, it is another letter: the first one counts as done.
+                    let again = push.attributes.get(REPLAY_OF).map(String::as_bytes);
+                    let identity = [plan.event_type.as_bytes(), row.id.as_bytes(), again.unwrap_or_default()];
+                    let identity = &identity[..2 + usize::from(again.is_some())];
                     let known = origin("warehouse", &push, now, Some(plan));
                     let received_at = received_at.or(known.received_at);
                     let origin = Origin { event_id: Some(&row.id), identity, received_at, ..known };
@@ -162,7 +165,7 @@ impl Batcher {
         if waiting.len() == rows.len() {
             return Answer::TryAgain(last_reason);
         }
-        let again = publish_one(self.deps.enriched.as_ref(), pack(plan, &waiting)).await;
+        let again = publish_one(self.deps.enriched.as_ref(), pack(plan, &waiting, &push.attributes)).await;
         again.map(drop).map_err(|error| error.to_string()).into()
     }
 
@@ -336,13 +339,14 @@ fn identity_of<'a>(push: &'a Push, line_number: &'a str) -> [&'a [u8]; 3] {
     [push.subscription.as_bytes(), push.message_id.as_bytes(), line_number.as_bytes()]
 }
 
-/// A message of the enriched topic with rows that must wait.
-fn pack(plan: &Plan, rows: &[&Row]) -> Message {
+/// A message of the enriched topic with those rows of another that must wait.
+fn pack(plan: &Plan, rows: &[&Row], of: &Attributes) -> Message {
     let lines: Vec<&[u8]> = rows.iter().map(|row| row.json.as_ref()).collect();
-    let attributes = Attributes::from([
+    let mut attributes = Attributes::from([
         ("event_type".to_string(), plan.event_type.clone()),
         ("rows".to_string(), rows.len().to_string()),
         ("schema_version".to_string(), plan.version.clone()),
     ]);
+    attributes.extend(of.get(REPLAY_OF).map(|letter| (REPLAY_OF.to_string(), letter.clone())));
     Message { data: lines.join(&b'\n').into(), attributes }
 }

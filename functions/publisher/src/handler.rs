@@ -8,12 +8,13 @@ use shared::clock::{Clock, Micros};
 use shared::decode::json::{Next, Scanner};
 use shared::decode::time::timestamp_text;
 use shared::decode::{self, Code, Problem};
+use shared::encode::Splice;
 use shared::enrich::ENRICHMENTS;
 use shared::enrich::address::{Anonymise, anonymise};
+use shared::event;
 use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, Publisher, publish_all};
 use shared::row::Row;
 use shared::schema::{DEFAULT_TYPE, Ingest, Mode, Plan, Registry};
-use shared::{encode, event};
 
 use crate::synthetic;
 
@@ -319,43 +320,6 @@ fn missing_time<'p>(plan: &'p Plan, row: &Row<'_>) -> Option<&'p str> {
     let is_missing =
         |problem: &&Problem| problem.code == Code::MissingRequired && problem.column.as_deref() == Some(&column.name);
     row.problems.iter().find(is_missing).map(|_| column.name.as_str())
-}
-
-/// An object to whose end members are added; of a key that stands twice the last value counts, so an explicit `null`
-/// is overruled.
-struct Splice {
-    line: Vec<u8>,
-    is_empty: bool,
-}
-
-impl Splice {
-    /// `object` is the text of a JSON object. Line ends, which can only be white space, become spaces.
-    fn new(object: &str) -> Self {
-        let mut line: Vec<u8> = object.trim_ascii().bytes().collect();
-        for byte in &mut line {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
-        line.pop();
-        let is_empty = line.trim_ascii_end().len() == 1;
-        Self { line, is_empty }
-    }
-
-    fn add(&mut self, key: &str, value: &str) {
-        if !self.is_empty {
-            self.line.push(b',');
-        }
-        self.is_empty = false;
-        encode::string(key, &mut self.line);
-        self.line.push(b':');
-        encode::string(value, &mut self.line);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.line.push(b'}');
-        self.line
-    }
 }
 
 /// Packs events into messages, each of one type and within the limits; tells for each event which message has it.

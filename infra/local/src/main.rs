@@ -2,6 +2,7 @@
 
 mod bus;
 mod commands;
+mod dead_letters;
 mod dev;
 mod error;
 
@@ -34,6 +35,8 @@ enum Command {
     Backfill(Box<backfill::Args>),
     /// Ask the warehouse in SQL
     Query(query::Args),
+    /// What could not be used: list it, look at it, send it through the pipeline again
+    DeadLetters(commands::dead_letters::Args),
     /// List, check and print schemas; compare BigQuery with them and change it
     Schema(schema::Args),
 }
@@ -57,6 +60,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Backfill(args) => on_runtime(backfill::run(*args)),
         Command::Generate(args) => on_runtime(generate::run(args)),
         Command::Query(args) => on_runtime(query::run(args)),
+        Command::DeadLetters(args) => on_runtime(commands::dead_letters::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),
     }
 }

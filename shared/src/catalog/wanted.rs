@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::schema::{Plan, Registry, ddl};
+use crate::schema::{Plan, Registry, Table, ddl};
+use crate::views::{self, View};
 
 /// The label of a table that tells by which version of its schema it was last changed.
 pub(super) const VERSION_LABEL: &str = "schema_version";
@@ -50,12 +51,12 @@ impl Kind {
 
 impl Wanted {
     /// What the plans of a registry stand for: their datasets and tables, a deduplicated view of each table whose rows
-    /// have an identity, and the reports over them.
+    /// have an identity, and the analysts' views over them.
     pub fn of(registry: &Registry, project: &str, location: Option<&str>) -> Self {
         let datasets = datasets(registry.plans(), project, location);
         let tables = registry.plans().map(|plan| table(project, plan));
         let views = registry.plans().filter_map(|plan| deduplicated(project, plan));
-        let reports = registry.plans().filter_map(|plan| events_per_city(project, plan));
+        let reports = views::all().filter_map(|view| report(project, registry, &view));
         Self { objects: datasets.chain(tables).chain(views).chain(reports).collect() }
     }
 
@@ -133,22 +134,16 @@ fn deduplicated(project: &str, plan: &Plan) -> Option<Object> {
     Some(view(project, &plan.table.dataset, &format!("v_{}", plan.table.name), &description, &query))
 }
 
-/// The report that the local warehouse has as well: a week of events by day and place.
-fn events_per_city(project: &str, plan: &Plan) -> Option<Object> {
-    let names = ["event_timestamp", "country", "city", "event_name"];
-    if plan.table.full_name() != "contextflow.clickstream_events"
-        || names.iter().any(|name| plan.index_of(name).is_none())
-    {
-        return None;
-    }
-    let query = format!(
-        "SELECT DATE(`event_timestamp`) AS `event_date`, `country`, `city`, `event_name`, COUNT(*) AS `events`\n\
-         FROM `{project}.contextflow.v_clickstream_events`\n\
-         WHERE `event_timestamp` >= TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY)\n\
-         GROUP BY `event_date`, `country`, `city`, `event_name`"
-    );
-    let description = "Events of the last 7 days by day, place and name";
-    Some(view(project, &plan.table.dataset, "v_events_per_city", description, &query))
+/// An analysts' view, where the schemas have all that it reads.
+fn report(project: &str, registry: &Registry, report: &View) -> Option<Object> {
+    let is_there = |name: &str| {
+        registry.plans().any(|plan| {
+            let Table { dataset, name: table, .. } = &plan.table;
+            name == format!("{dataset}.{table}") || (plan.identity.is_some() && name == format!("{dataset}.v_{table}"))
+        })
+    };
+    let query = report.query_in(project);
+    report.reads().all(is_there).then(|| view(project, report.dataset, report.name, &report.description(), &query))
 }
 
 fn view(project: &str, dataset: &str, name: &str, description: &str, query: &str) -> Object {

@@ -19,6 +19,8 @@ const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/schemas.rs
 pub const DEFAULT_TYPE: &str = "clickstream";
 /// The event type of dead letters.
 pub const DEAD_LETTER: &str = "dead_letter";
+/// The event type of the rows that tell which dead letters went round again.
+pub const DEAD_LETTER_REPLAY: &str = "dead_letter_replay";
 
 /// Plans by event type.
 #[derive(Debug, Clone, Default)]

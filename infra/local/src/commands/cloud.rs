@@ -3,19 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use backfill::Deps;
-use serde_json::{Value, json};
+use object_store::ObjectStoreExt as _;
+use serde_json::{Map, Value, json};
+use shared::bucket;
 use shared::catalog::{ApiError, BigQuery, Diff, Verdict, Wanted, diff};
-use shared::publish::Publisher;
+use shared::clock::Clock;
+use shared::encode::Splice;
 use shared::publish::pubsub::{Options, PubSub};
+use shared::publish::{Message, PublishError, Publisher};
+use shared::push;
+use shared::schema::DEFAULT_TYPE;
 use shared::settings::Settings;
 use shared::sink::bigquery::{BigQuerySink, load::BigQueryLoader};
 
+use super::generate::target::{Request, Target};
 use super::{Place, query, schema};
+use crate::dead_letters::Source;
+use crate::dead_letters::replay::{Topic, Ways};
 use crate::error::Failure;
 
 /// How long Pub/Sub's client gathers messages for one request.
 const GATHER: Duration = Duration::from_millis(10);
+/// How long dead letters are offered to a topic.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// `contextflow schema diff`: what differs is printed and, as with `diff`, exit code 1.
 pub async fn schema_diff(args: &schema::DiffArgs) -> Result<(), Failure> {
@@ -102,7 +114,7 @@ fn print_json(diff: &Diff, more: &Value) -> Result<(), Failure> {
 
 /// `contextflow backfill --warehouse bigquery`.
 pub async fn load(place: &Place, deps: &mut Deps) -> Result<(), Failure> {
-    let project = place.project.as_deref().ok_or_else(no_project)?;
+    let project = project(place)?;
     let mut settings = Settings::from_env().with("GOOGLE_CLOUD_PROJECT", project);
     if let Some(location) = &place.location {
         settings = settings.with("BIGQUERY_LOCATION", location);
@@ -121,12 +133,11 @@ pub async fn query(sql: &str, place: &Place) -> Result<query::Answer, Failure> {
 }
 
 async fn open(place: &Place) -> Result<BigQuery, Failure> {
-    let project = place.project.as_deref().ok_or_else(no_project)?;
-    BigQuery::new(&Settings::from_env(), project, place.location.clone()).await.map_err(failure)
+    BigQuery::new(&Settings::from_env(), project(place)?, place.location.clone()).await.map_err(failure)
 }
 
-fn no_project() -> Failure {
-    Failure::usage("no project; give --project ID or set GOOGLE_CLOUD_PROJECT")
+fn project(place: &Place) -> Result<&str, Failure> {
+    place.project.as_deref().ok_or_else(|| Failure::usage("no project; give --project ID or set GOOGLE_CLOUD_PROJECT"))
 }
 
 /// What BigQuery refuses as wrong is the caller's to put right.
@@ -135,6 +146,79 @@ fn failure(error: ApiError) -> Failure {
         ApiError::Refused { status: 200 | 400 | 404, .. } | ApiError::Login(_) => Failure::usage(error),
         _ => Failure::work(error),
     }
+}
+
+/// The dead letters of BigQuery.
+pub async fn dead_letters(place: &Place) -> Result<Box<dyn Source>, Failure> {
+    Ok(Box::new(Letters(open(place).await?)))
+}
+
+struct Letters(BigQuery);
+
+#[async_trait]
+impl Source for Letters {
+    async fn rows(&self, sql: &str) -> Result<Vec<Map<String, Value>>, Failure> {
+        let answer = self.0.query(sql).await.map_err(failure)?;
+        Ok(answer.rows.into_iter().map(|row| answer.columns.iter().cloned().zip(row).collect()).collect())
+    }
+
+    async fn object(&self, uri: &str) -> Result<Vec<u8>, Failure> {
+        let fault = |error: &dyn std::fmt::Display| Failure::work(format!("{uri}: {error}"));
+        let place = bucket::open(uri, &Settings::from_env()).map_err(|error| fault(&error))?;
+        let object = place.store.get(&place.path).await.map_err(|error| fault(&error))?;
+        Ok(object.bytes().await.map_err(|error| fault(&error))?.into())
+    }
+}
+
+/// How dead letters of BigQuery go back: events to the topic or publisher `to`, rows to the enriched topic beside it.
+/// Replays are written into BigQuery.
+pub async fn ways(to: Option<&str>, place: &Place) -> Result<Ways, Failure> {
+    let settings = Settings::from_env();
+    let name = |variable: &str, kind: &str| settings.text(variable, &format!("clickstream-{kind}-topic")).to_string();
+    let default = || Ok(format!("pubsub://{}/{}", project(place)?, name("RAW_TOPIC", "raw")));
+    let to = to.map_or_else(default, |to| Ok(to.to_string()))?;
+    let of_place = settings.clone().with("GOOGLE_CLOUD_PROJECT", project(place)?);
+    let replays = Arc::new(BigQuerySink::new(&of_place, Clock::system()).map_err(Failure::usage)?);
+    if to.starts_with("http://") || to.starts_with("https://") {
+        let publisher = Arc::new(Address(Target::open(&to, PATIENCE).await?));
+        return Ok(Ways { raw: Topic { name: to, publisher }, enriched: None, replays });
+    }
+    let (project, _) = to.strip_prefix("pubsub://").and_then(|names| names.split_once('/')).unwrap_or_default();
+    let beside = format!("pubsub://{project}/{}", name("ENRICHED_TOPIC", "enriched"));
+    let raw = Topic { publisher: topic(&to, PATIENCE).await?, name: to };
+    let enriched = Topic { publisher: topic(&beside, PATIENCE).await?, name: beside };
+    Ok(Ways { raw, enriched: Some(enriched), replays })
+}
+
+/// A publisher's address in the place of a topic: a message is a request.
+struct Address(Target);
+
+#[async_trait]
+impl Publisher for Address {
+    async fn publish(&self, messages: Vec<Message>) -> Vec<Result<String, PublishError>> {
+        let mut answers = Vec::new();
+        for message in messages {
+            let lines: Vec<_> = push::lines(&message.data).map(|(_, line)| with_type(line, &message)).collect();
+            let events = lines.len() as u64;
+            let request = Request { target: self.0.clone(), body: lines.join("\n"), events };
+            let (ids, rejected) = request.until_answered(PATIENCE).await;
+            let reason = if rejected > 0 { "the publisher rejects the event" } else { "the publisher did not answer" };
+            let failed = || PublishError { topic: "the publisher".into(), reason: reason.into() };
+            answers.push(if ids.len() as u64 == events { Ok(ids.join(",")) } else { Err(failed()) });
+        }
+        answers
+    }
+}
+
+/// An event with its type in its body, where a publisher looks for it.
+fn with_type(line: &[u8], message: &Message) -> String {
+    let line = String::from_utf8_lossy(line);
+    let Some(name) = message.attributes.get("event_type").filter(|name| *name != DEFAULT_TYPE) else {
+        return line.into_owned();
+    };
+    let mut typed = Splice::new(&line);
+    typed.add("event_type", name);
+    String::from_utf8_lossy(&typed.finish()).into_owned()
 }
 
 /// The topic that `pubsub://PROJECT/TOPIC` names. A publish is given up after `patience`.

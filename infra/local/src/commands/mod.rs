@@ -6,6 +6,7 @@ mod cloud;
 #[cfg(not(feature = "cloud"))]
 #[path = "without_cloud.rs"]
 mod cloud;
+pub mod dead_letters;
 pub mod enrich;
 pub mod generate;
 mod parquet;

@@ -1,7 +1,7 @@
 //! `contextflow query`: SQL over the local warehouse, whether or not the pipeline runs, and over BigQuery.
 
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -11,6 +11,7 @@ use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::util::pretty::pretty_format_batches;
 use deltalake::arrow::{csv, json};
 use serde_json::{Map, Value};
+use shared::schema::Registry;
 use shared::sink::delta::Warehouse;
 
 use crate::error::Failure;
@@ -39,8 +40,9 @@ pub struct Args {
     csv: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Engine {
+/// A warehouse.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
     /// The folder that `contextflow dev` writes
     Local,
     /// BigQuery, in its own SQL and with whatever the credentials allow
@@ -64,7 +66,8 @@ pub async fn run(mut args: Args) -> Result<(), Failure> {
     };
     match args.warehouse {
         Engine::Local => {
-            let batches = ask_local(&args, &sql).await?;
+            let registry = super::registry(args.schemas.as_deref())?;
+            let batches = local(&args.data_dir, &registry)?.sql(&sql).await.map_err(Failure::usage)?;
             let rows = if args.json { rows_of(&batches).map_err(Failure::work)? } else { Vec::new() };
             print(&args, &rows, &batches)
         }
@@ -82,17 +85,16 @@ pub async fn run(mut args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn ask_local(args: &Args, sql: &str) -> Result<Vec<RecordBatch>, Failure> {
-    let folder = args.data_dir.join("warehouse");
+/// The warehouse in the local pipeline's folder.
+pub fn local(data_dir: &Path, registry: &Registry) -> Result<Warehouse, Failure> {
+    let folder = data_dir.join("warehouse");
     if !folder.is_dir() {
-        let place = args.data_dir.display();
+        let place = data_dir.display();
         return Err(Failure::usage(format!(
             "no warehouse in {place}; run `contextflow dev` first or give --data-dir FOLDER"
         )));
     }
-    let registry = super::registry(args.schemas.as_deref())?;
-    let warehouse = Warehouse::open(&folder, &registry).map_err(Failure::work)?;
-    warehouse.sql(sql).await.map_err(Failure::usage)
+    Warehouse::open(&folder, registry).map_err(Failure::work)
 }
 
 fn print(args: &Args, rows: &[Map<String, Value>], batches: &[RecordBatch]) -> Result<(), Failure> {

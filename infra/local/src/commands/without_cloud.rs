@@ -8,6 +8,8 @@ use backfill::Deps;
 use shared::publish::Publisher;
 
 use super::{Place, query, schema};
+use crate::dead_letters::Source;
+use crate::dead_letters::replay::Ways;
 use crate::error::Failure;
 
 /// `contextflow schema diff`.
@@ -28,6 +30,16 @@ pub fn load(_: &Place, _: &mut Deps) -> Ready<Result<(), Failure>> {
 /// `contextflow query --warehouse bigquery`.
 pub fn query(_: &str, _: &Place) -> Ready<Result<query::Answer, Failure>> {
     missing("`--warehouse bigquery` asks BigQuery", "query --warehouse bigquery …")
+}
+
+/// `contextflow dead-letters … --warehouse bigquery`.
+pub fn dead_letters(_: &Place) -> Ready<Result<Box<dyn Source>, Failure>> {
+    missing("`--warehouse bigquery` asks BigQuery", "dead-letters list --warehouse bigquery")
+}
+
+/// `contextflow dead-letters replay --warehouse bigquery`.
+pub fn ways(_: Option<&str>, _: &Place) -> Ready<Result<Ways, Failure>> {
+    missing("`--warehouse bigquery` replays through Pub/Sub", "dead-letters replay --warehouse bigquery")
 }
 
 /// `contextflow generate --to pubsub://…`.

@@ -1,10 +1,12 @@
 //! `contextflow dev`: the whole pipeline in one process, the functions wired to an embedded bus, a folder as bucket and
 //! a Delta Lake folder as warehouse.
 
+pub mod dead_letters;
 mod latency;
 mod report;
 mod site;
 mod trace;
+mod visits;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,11 +31,15 @@ use shared::schema::Registry;
 use shared::sink::Sink;
 use shared::sink::delta::{DeltaSink, Warehouse};
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Config as BusConfig, Subscription};
 use crate::commands::generate;
+use crate::dead_letters::Local;
+use crate::dead_letters::replay::{Topic, Ways};
 use crate::error::Failure;
+use dead_letters::DeadLetters;
 use report::Report;
 use trace::{TracedSink, TracedTopic, Traces};
 
@@ -148,6 +154,8 @@ struct Pipeline {
     batcher: Arc<Batcher>,
     report: Arc<Report>,
     traces: Arc<Traces>,
+    dead_letters: Arc<DeadLetters>,
+    warehouse: Arc<Warehouse>,
 }
 
 impl Pipeline {
@@ -173,16 +181,18 @@ impl Pipeline {
         let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
             .map_err(|error| fault("failed to open the bus", &error))?;
         let warehouse_folder = folder.join("warehouse");
-        let sink = DeltaSink::open(&warehouse_folder, clock.clone())
+        let tables = DeltaSink::open(&warehouse_folder, clock.clone())
             .map_err(|error| fault("failed to open the warehouse", &error))?;
+        let tables: Arc<dyn Sink> = Arc::new(tables);
         let warehouse = Warehouse::open(&warehouse_folder, registry)
             .map_err(|error| fault("failed to open the warehouse", &error))?;
+        let warehouse = Arc::new(warehouse);
 
         let traces = Arc::new(Traces::new(clock.clone()));
         let topic = |name: &str| -> Arc<dyn Publisher> {
             Arc::new(TracedTopic::new(Arc::new(bus.publisher(name)), name, Arc::clone(&traces)))
         };
-        let sink: Arc<dyn Sink> = Arc::new(TracedSink::new(Arc::new(sink), Arc::clone(&traces)));
+        let sink: Arc<dyn Sink> = Arc::new(TracedSink::new(Arc::clone(&tables), Arc::clone(&traces)));
         let publisher =
             publisher::Deps { registry: Arc::clone(registry), topic: topic(RAW), clock: clock.clone(), anonymise };
         let enricher_deps = enricher::Deps {
@@ -204,7 +214,17 @@ impl Pipeline {
             metrics: Arc::new(Metrics::new(clock.clone())),
         };
         let batcher = Batcher::new(batcher_deps, &batcher::Config::default());
-        let report = Report::new(warehouse, bus.clone(), registry, Arc::clone(&traces), clock.clone());
+        let back = |name: &str| Topic { name: name.to_string(), publisher: topic(name) };
+        let local = Local { warehouse: Arc::clone(&warehouse), bucket: folder.join("bucket") };
+        let dead_letters = DeadLetters {
+            local: local.clone(),
+            registry: Arc::clone(registry),
+            ways: Ways { raw: back(RAW), enriched: Some(back(ENRICHED)), replays: tables },
+            clock: clock.clone(),
+            folder: std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()),
+            turn: Mutex::default(),
+        };
+        let report = Report::new(local, bus.clone(), registry, Arc::clone(&traces), clock.clone());
         Ok(Self {
             bus,
             publisher: Arc::new(publisher),
@@ -212,6 +232,8 @@ impl Pipeline {
             batcher: Arc::new(batcher),
             report: Arc::new(report),
             traces,
+            dead_letters: Arc::new(dead_letters),
+            warehouse,
         })
     }
 
@@ -223,6 +245,8 @@ impl Pipeline {
             .nest("/batcher", batcher::router(Arc::clone(&self.batcher)))
             .merge(report::router(Arc::clone(&self.report)))
             .merge(trace::router(Arc::clone(&self.traces)))
+            .merge(dead_letters::router(Arc::clone(&self.dead_letters)))
+            .merge(visits::router(Arc::clone(&self.warehouse)))
             .merge(site::router())
     }
 

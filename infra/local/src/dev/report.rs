@@ -10,12 +10,12 @@ use serde_json::{Map, Value, json};
 use shared::clock::Clock;
 use shared::decode::time::timestamp_text;
 use shared::schema::{DEAD_LETTER, Registry};
-use shared::sink::delta::Warehouse;
 use tokio::sync::Mutex;
 
 use super::trace::Traces;
 use crate::bus::Bus;
 use crate::commands::query::rows_of;
+use crate::dead_letters::{Group, Local, Selection, groups};
 
 /// A report is at least this old before a new one is made, and four times the time that one takes.
 const MIN_AGE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const LAST_ROWS: &str = "SELECT event_id, event_timestamp, event_name, user_id, 
 
 /// Makes reports, one at a time.
 pub struct Report {
-    warehouse: Warehouse,
+    letters: Local,
     bus: Bus,
     counts: String,
     traces: Arc<Traces>,
@@ -44,8 +44,8 @@ struct Made {
 
 impl Report {
     /// Reports on the tables of `registry`.
-    pub fn new(warehouse: Warehouse, bus: Bus, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
-        Self { warehouse, bus, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
+    pub fn new(letters: Local, bus: Bus, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
+        Self { letters, bus, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
     }
 
     async fn current(&self) -> Value {
@@ -69,7 +69,15 @@ impl Report {
             "events_per_second": self.rows(PER_SECOND).await,
             "events_per_city": self.rows(PER_CITY).await,
             "last_rows": self.rows(LAST_ROWS).await,
+            "dead_letters": self.dead_letters().await,
             "subscriptions": self.subscriptions(),
+        })
+    }
+
+    async fn dead_letters(&self) -> Vec<Group> {
+        groups(&self.letters, &Selection::default(), false).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "report query failed");
+            Vec::new()
         })
     }
 
@@ -84,7 +92,7 @@ impl Report {
     }
 
     async fn rows(&self, sql: &str) -> Vec<Map<String, Value>> {
-        let answer = self.warehouse.sql(sql).await.map_err(|error| error.to_string());
+        let answer = self.letters.warehouse.sql(sql).await.map_err(|error| error.to_string());
         match answer.and_then(|batches| rows_of(&batches).map_err(|error| error.to_string())) {
             Ok(rows) => rows,
             Err(error) => {
@@ -121,7 +129,11 @@ fn counts_query(registry: &Registry) -> String {
         let table = plan.table.full_name();
         let view = format!("{}.v_{}", plan.table.dataset, plan.table.name);
         if plan.event_type == DEAD_LETTER {
-            dead = format!("(SELECT count(*) FROM {view})");
+            // What was replayed counts as what it has become.
+            dead = format!(
+                "(SELECT count(*) FROM {view} WHERE dead_letter_id NOT IN \
+                 (SELECT dead_letter_id FROM contextflow.dead_letter_replays))"
+            );
         } else if plan.system.is_some() {
             rows.push(format!("(SELECT count(*) FROM {table})"));
             distinct.push(format!("(SELECT count(*) FROM {view})"));

@@ -1,4 +1,4 @@
-//! The static page, built into the binary.
+//! The static pages, built into the binary.
 
 use axum::Router;
 use axum::http::header::{
@@ -20,18 +20,22 @@ macro_rules! file {
     };
 }
 
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 12] = [
     ("/", HTML, file!("index.html")),
     ("/style.css", STYLE, file!("style.css")),
     ("/app.js", SCRIPT, file!("app.js")),
     ("/chart.js", SCRIPT, file!("chart.js")),
+    ("/dead-letters.js", SCRIPT, file!("dead-letters.js")),
     ("/http.js", SCRIPT, file!("http.js")),
     ("/publish.js", SCRIPT, file!("publish.js")),
+    ("/ranks.js", SCRIPT, file!("ranks.js")),
     ("/report.js", SCRIPT, file!("report.js")),
     ("/text.js", SCRIPT, file!("text.js")),
+    ("/visits", HTML, file!("visits.html")),
+    ("/visits.js", SCRIPT, file!("visits.js")),
 ];
 
-/// A route for each file of the page.
+/// A route for each file of the pages.
 pub fn router() -> Router {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
         let headers = [

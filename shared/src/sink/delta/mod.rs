@@ -32,6 +32,7 @@ mod source;
 mod table;
 #[cfg(test)]
 mod tests;
+mod views;
 mod worker;
 
 use std::collections::HashMap;

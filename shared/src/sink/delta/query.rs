@@ -1,4 +1,4 @@
-//! The warehouse as SQL: every table of the registry, its deduplicated view, and a report.
+//! The warehouse as SQL: every table of the registry, its deduplicated view, and the analysts' views.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,10 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use deltalake::arrow::array::RecordBatch;
 use deltalake::datafusion::catalog::{
-    CatalogProvider as _, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider,
-    TableProvider,
+    CatalogProvider as _, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider, TableProvider,
 };
-use deltalake::datafusion::datasource::ViewTable;
 use deltalake::datafusion::error::{DataFusionError, Result as QueryResult};
 use deltalake::datafusion::execution::context::SQLOptions;
 use deltalake::datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -25,6 +23,7 @@ use super::dedup::Deduplicated;
 use super::files::{Files, Place};
 use super::load::pointer::Pointer;
 use super::source::Source;
+use super::views::{Dataset, Tables};
 use crate::bucket::Location;
 use crate::schema::{Plan, Registry};
 
@@ -35,17 +34,6 @@ const BY_NAME: &str = "public";
 const MEMORY: usize = 2 * 1024 * 1024 * 1024;
 /// Queries share the machine with the pipeline.
 const THREADS: usize = 2;
-
-/// Reports over several tables, as `CREATE VIEW` would have them: name, what it reads, query.
-const REPORTS: [(&str, &str, &str, &str); 1] = [(
-    "contextflow",
-    "v_events_per_city",
-    "v_clickstream_events",
-    "SELECT CAST(event_timestamp AS DATE) AS event_date, country, city, event_name, count(*) AS events \
-     FROM contextflow.v_clickstream_events \
-     WHERE event_timestamp >= now() - INTERVAL '7 days' \
-     GROUP BY CAST(event_timestamp AS DATE), country, city, event_name",
-)];
 
 const ONLY_QUESTIONS: &str = "only questions are answered here: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE, SHOW TABLES";
 
@@ -63,15 +51,14 @@ pub enum QueryError {
 /// Reads the tables of one folder or bucket, whether or not anyone writes them.
 ///
 /// Tables are visible as `dataset.table` and, where no other dataset has the name, as `table`. A table that is not
-/// there yet is empty. `dataset.v_table` shows the rows with an identity once each. Keep one for many queries: it
+/// there yet is empty. `dataset.v_table` shows the rows with an identity once each; beside them are the views of
+/// [`crate::views`]. Keep one for many queries: it
 /// remembers what it has read of the logs and reads only what is new.
 pub struct Warehouse {
     root: Arc<dyn Files>,
     sources: Vec<Source>,
     base: Arc<SessionState>,
 }
-
-type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
 
 impl Warehouse {
     /// The tables of `registry` in the folder `root`; nothing is read yet.
@@ -116,13 +103,8 @@ impl Warehouse {
             }
             dataset.insert(table.name.clone(), shown);
         }
-        let context = self.context(&datasets).map_err(query_error)?;
-        for (dataset, name, reads, query) in REPORTS {
-            let Some(tables) = datasets.get_mut(dataset).filter(|tables| tables.contains_key(reads)) else { continue };
-            let plan = context.state().create_logical_plan(query).await.map_err(query_error)?;
-            tables.insert(name.into(), Arc::new(ViewTable::new(plan, Some(query.into()))));
-        }
-        self.context(&datasets).map_err(query_error)
+        let base = self.context(&datasets, None).map_err(query_error)?.state();
+        self.context(&datasets, Some(&Arc::new(base))).map_err(query_error)
     }
 
     /// One version of every table, in the order of `sources`: those that the pointer names while a load switches them,
@@ -183,21 +165,31 @@ impl Warehouse {
         Ok(batches)
     }
 
-    fn context(&self, datasets: &BTreeMap<&str, Tables>) -> QueryResult<SessionContext> {
+    /// A session over tables, and with a session over these the views too.
+    fn context(
+        &self,
+        datasets: &BTreeMap<&str, Tables>,
+        base: Option<&Arc<SessionState>>,
+    ) -> QueryResult<SessionContext> {
         let catalog = Arc::new(MemoryCatalogProvider::new());
-        let mut by_name: BTreeMap<String, Option<Arc<dyn TableProvider>>> = BTreeMap::new();
-        for (dataset, tables) in datasets {
-            let schema = Arc::new(MemorySchemaProvider::new());
-            for (name, table) in tables {
-                schema.register_table(name.clone(), Arc::clone(table))?;
-                by_name
-                    .entry(name.clone())
-                    .and_modify(|unique| *unique = None)
-                    .or_insert_with(|| Some(Arc::clone(table)));
+        let has = |name: &str| {
+            let found = name.split_once('.').and_then(|(dataset, table)| datasets.get(dataset)?.get(table));
+            found.is_some()
+        };
+        let mut by_name: BTreeMap<String, Option<Arc<dyn SchemaProvider>>> = BTreeMap::new();
+        for (name, tables) in datasets {
+            let dataset = match base {
+                Some(base) => Dataset::with_views(name, tables.clone(), base, has),
+                None => Dataset::of_tables(tables.clone()),
+            };
+            let dataset: Arc<dyn SchemaProvider> = Arc::new(dataset);
+            for table in dataset.table_names() {
+                let only = by_name.entry(table).and_modify(|unique| *unique = None);
+                only.or_insert_with(|| Some(Arc::clone(&dataset)));
             }
-            catalog.register_schema(dataset, schema)?;
+            catalog.register_schema(name, dataset)?;
         }
-        let by_name = by_name.into_iter().filter_map(|(name, table)| Some((name, table?))).collect();
+        let by_name = by_name.into_iter().filter_map(|(name, dataset)| Some((name, dataset?))).collect();
         catalog.register_schema(BY_NAME, Arc::new(ByName(by_name)))?;
         let catalogs = Arc::new(MemoryCatalogProviderList::new());
         let state = SessionStateBuilder::new_from_existing(self.base.as_ref().clone()).with_catalog_list(catalogs);
@@ -209,7 +201,7 @@ impl Warehouse {
 
 /// Tables whose names need no dataset; found, but not listed a second time.
 #[derive(Debug)]
-struct ByName(Tables);
+struct ByName(BTreeMap<String, Arc<dyn SchemaProvider>>);
 
 #[async_trait]
 impl SchemaProvider for ByName {
@@ -218,7 +210,10 @@ impl SchemaProvider for ByName {
     }
 
     async fn table(&self, name: &str) -> QueryResult<Option<Arc<dyn TableProvider>>> {
-        Ok(self.0.get(name).cloned())
+        match self.0.get(name) {
+            Some(dataset) => dataset.table(name).await,
+            None => Ok(None),
+        }
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -1,4 +1,7 @@
-//! `contextflow generate`: synthetic events to a publisher, to a topic or into a file.
+//! `contextflow generate`: synthetic events, or the events of visits, to a publisher, to a topic or into a file.
+
+pub mod target;
+mod visits;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,23 +9,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use publisher::handler::{self, Deps, Media};
 use publisher::synthetic::Generator;
-use serde::{Deserialize, Serialize};
-use shared::clock::Clock;
-use shared::enrich::address::Anonymise;
+use serde::Serialize;
+use shared::clock::{Clock, Micros};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::target::{Request, Target};
+use self::visits::Visits;
 use crate::error::Failure;
 
 /// Requests under way at once.
 const IN_FLIGHT: usize = 64;
 /// How often the rate is caught up with.
 const TICK: Duration = Duration::from_millis(20);
-/// First pause before a request is tried again; it doubles up to the last.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Arguments of `contextflow generate`.
 #[derive(clap::Args)]
@@ -30,6 +31,9 @@ pub struct Args {
     /// Publisher address (`http://…`, `https://…`), topic (`pubsub://PROJECT/TOPIC`) or file
     #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL|TOPIC|FILE")]
     to: String,
+    /// Send the events of visits in place of synthetic ones: a file of JSON lines, or a folder of *.jsonl
+    #[arg(long, value_name = "PATH")]
+    from: Option<PathBuf>,
     /// Events a second; as fast as possible unless given
     #[arg(long, value_name = "N")]
     rate: Option<u32>,
@@ -60,6 +64,7 @@ impl Default for Args {
     fn default() -> Self {
         Self {
             to: String::new(),
+            from: None,
             rate: None,
             duration: None,
             count: None,
@@ -152,6 +157,29 @@ pub async fn endless(to: String, rate: u32, stop: CancellationToken) -> Result<(
     send(&args, Arc::default(), stop.cancelled_owned()).await
 }
 
+/// Where events come from.
+enum Events {
+    Synthetic(Box<Generator>),
+    Visits(Visits),
+}
+
+impl Events {
+    fn open(args: &Args) -> Result<Self, Failure> {
+        match &args.from {
+            Some(path) => Visits::open(path).map(Self::Visits),
+            None => Ok(Self::Synthetic(Box::new(Generator::new(args.seed)))),
+        }
+    }
+
+    /// The next event as one line of JSON; none at the end.
+    fn next(&mut self, now: Micros) -> Result<Option<String>, Failure> {
+        match self {
+            Self::Synthetic(generator) => Ok(Some(generator.next_event(now))),
+            Self::Visits(visits) => visits.next(now),
+        }
+    }
+}
+
 /// How many events there are in all, if there is an end.
 fn total(args: &Args) -> Option<u64> {
     let by_time = || Some((f64::from(args.rate?) * args.duration?.as_secs_f64()).round());
@@ -160,38 +188,45 @@ fn total(args: &Args) -> Option<u64> {
 }
 
 fn bar(args: &Args) -> indicatif::ProgressBar {
-    super::progress(total(args), "{bar:30} {human_pos} of {human_len} events, {per_sec}, {eta}")
+    let template = match total(args) {
+        Some(_) => "{bar:30} {human_pos} of {human_len} events, {per_sec}, {eta}",
+        None => "{spinner} {human_pos} events, {per_sec}",
+    };
+    super::progress(total(args), template)
 }
 
 fn write_file(args: &Args, totals: &Totals) -> Result<(), Failure> {
-    let Some(count) = total(args) else {
+    if total(args).is_none() && args.from.is_none() {
         return Err(Failure::usage("a file needs an end: give --count N, or --rate N with --duration TIME"));
-    };
+    }
     let fault = |error: std::io::Error| Failure::usage(format!("failed to write {}: {error}", args.to));
     let mut file = std::io::BufWriter::new(std::fs::File::create(&args.to).map_err(fault)?);
-    let mut generator = Generator::new(args.seed);
+    let mut events = Events::open(args)?;
     let clock = Clock::system();
     let bar = bar(args);
-    for _ in 0..count {
-        writeln!(file, "{}", generator.next_event(clock.now())).map_err(fault)?;
+    let mut written = 0;
+    while total(args).is_none_or(|total| written < total) {
+        let Some(event) = events.next(clock.now())? else { break };
+        writeln!(file, "{event}").map_err(fault)?;
+        written += 1;
         bar.inc(1);
     }
     file.flush().map_err(fault)?;
     bar.finish_and_clear();
-    totals.sent.store(count, Ordering::Relaxed);
-    totals.accepted.store(count, Ordering::Relaxed);
+    totals.sent.store(written, Ordering::Relaxed);
+    totals.accepted.store(written, Ordering::Relaxed);
     Ok(())
 }
 
 /// Sends events until their number or time is reached, or `stop` is ready.
 async fn send(args: &Args, totals: Arc<Totals>, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-    let target = Target::open(args).await?;
+    let target = Target::open(&args.to, args.retry_for).await?;
     let (ids, accepted_ids) = mpsc::unbounded_channel::<Vec<String>>();
     let writer =
         args.accepted_ids.clone().map(|path| tokio::task::spawn_blocking(move || write_ids(&path, accepted_ids)));
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut requests = JoinSet::new();
-    let mut generator = Generator::new(args.seed);
+    let mut source = Events::open(args)?;
     let clock = Clock::system();
     let total = total(args).unwrap_or(u64::MAX);
     let bar = bar(args);
@@ -212,7 +247,16 @@ async fn send(args: &Args, totals: Arc<Totals>, stop: impl Future<Output = ()>) 
             permit = Arc::clone(&permits).acquire_owned() => permit,
             () = &mut stop => break,
         };
-        let events: Vec<String> = (0..ready).map(|_| generator.next_event(clock.now())).collect();
+        let mut events = Vec::new();
+        while (events.len() as u64) < ready
+            && let Some(event) = source.next(clock.now())?
+        {
+            events.push(event);
+        }
+        let ready = events.len() as u64;
+        if ready == 0 {
+            break;
+        }
         made += ready;
         let request = Request { target: target.clone(), body: events.join("\n"), events: ready };
         let (totals, bar, ids, retry_for) = (Arc::clone(&totals), bar.clone(), ids.clone(), args.retry_for);
@@ -236,11 +280,6 @@ async fn send(args: &Args, totals: Arc<Totals>, stop: impl Future<Output = ()>) 
     }
 }
 
-fn publish_url(to: &str) -> String {
-    let base = to.trim_end_matches('/');
-    if base.ends_with("/publish") { base.to_string() } else { format!("{base}/publish") }
-}
-
 /// How many events should have been made by now.
 fn due(rate: Option<u32>, elapsed: Duration, total: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive count far below 2^53")]
@@ -259,94 +298,6 @@ fn write_ids(path: &std::path::Path, mut ids: mpsc::UnboundedReceiver<Vec<String
     Ok(())
 }
 
-/// Where requests go.
-#[derive(Clone)]
-enum Target {
-    /// A publisher behind an address.
-    Address(reqwest::Client, String),
-    /// The publisher's own code before a topic, so that a message is what the publisher makes of a request.
-    Topic(Arc<Deps>),
-}
-
-impl Target {
-    async fn open(args: &Args) -> Result<Self, Failure> {
-        if !args.to.starts_with("pubsub://") {
-            let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(Failure::work)?;
-            return Ok(Self::Address(client, publish_url(&args.to)));
-        }
-        let topic = super::cloud::topic(&args.to, args.retry_for).await?;
-        let registry = Arc::new(super::registry(None)?);
-        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock: Clock::system(), anonymise: Anonymise::Off })))
-    }
-}
-
-struct Request {
-    target: Target,
-    body: String,
-    events: u64,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    accepted: Vec<Accepted>,
-    rejected: Vec<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct Accepted {
-    event_id: String,
-}
-
-impl From<handler::Receipt> for Answer {
-    fn from(receipt: handler::Receipt) -> Self {
-        let accepted = receipt.accepted.into_iter().map(|event| Accepted { event_id: event.event_id }).collect();
-        Self { accepted, rejected: receipt.rejected.into_iter().map(|event| event.message.into()).collect() }
-    }
-}
-
-impl Request {
-    /// Sends the same events with the same ids until they are answered for good. Answers the accepted ids and the
-    /// number of rejected events.
-    async fn until_answered(&self, retry_for: Duration) -> (Vec<String>, u64) {
-        let started = Instant::now();
-        let mut pause = PAUSES.0;
-        loop {
-            match self.once().await {
-                Ok(answer) => {
-                    let ids = answer.accepted.into_iter().map(|accepted| accepted.event_id).collect();
-                    return (ids, answer.rejected.len() as u64);
-                }
-                // A topic's client has tried for as long by itself.
-                Err(reason) if matches!(self.target, Target::Topic(_)) || started.elapsed() + pause >= retry_for => {
-                    tracing::warn!(reason, events = self.events, "request given up");
-                    return (Vec::new(), 0);
-                }
-                Err(reason) => tracing::debug!(reason, "request to be tried again"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
-        }
-    }
-
-    async fn once(&self) -> Result<Answer, String> {
-        let (client, url) = match &self.target {
-            Target::Address(client, url) => (client, url),
-            Target::Topic(deps) => {
-                let receipt = handler::publish(deps, Media::Lines, self.body.as_bytes(), None).await;
-                return receipt.map(Answer::from).map_err(|refusal| refusal.to_string());
-            }
-        };
-        let request = client.post(url).header("content-type", "application/x-ndjson").body(self.body.clone());
-        let answer = request.send().await.map_err(|error| error.to_string())?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(|error| error.to_string())?;
-        if status.is_success() || status == reqwest::StatusCode::BAD_REQUEST {
-            return serde_json::from_slice(&body).map_err(|_| format!("{status} with an answer of another form"));
-        }
-        Err(status.to_string())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,11 +311,5 @@ mod tests {
         for bad in ["", "s", "5 weeks", "-1s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_publisher_is_found_below_any_address() {
-        assert_eq!(publish_url("http://127.0.0.1:8080/"), "http://127.0.0.1:8080/publish");
-        assert_eq!(publish_url("https://x.example/stage/publish"), "https://x.example/stage/publish");
     }
 }

@@ -1,0 +1,123 @@
+//! Dead letters of `BigQuery` and back through Pub/Sub, by the binary with its feature `cloud`, between emulators.
+//!
+//! The binary of `cargo test --workspace` has no clouds: `cargo test --workspace --features contextflow/cloud` runs this.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::process::Command;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pipeline_tests::binary::{binary, text};
+use pipeline_tests::pubsub::{PROJECT, PubSubApi};
+use pipeline_tests::{NOW, built_in, parts};
+use serde_json::{Value, json};
+use shared::dead_letter::{DeadLetter, Origin, Reason};
+use shared::decode::Code;
+use shared::settings::Settings;
+use shared::sink::bigquery::BigQuerySink;
+use shared::sink::{Batch, Outcome, Sink};
+
+/// Whether the binary was built with clouds.
+fn has_clouds() -> bool {
+    let output = Command::new(binary()).args(["dead-letters", "list", "--warehouse", "bigquery"]).output().unwrap();
+    let is_without = text(&output.stderr).contains("built without clouds");
+    if is_without {
+        eprintln!("skipped: this contextflow has no clouds; run with --features contextflow/cloud");
+    }
+    !is_without
+}
+
+struct Clouds {
+    bigquery: parts::BigQuery,
+    pubsub: parts::Server,
+}
+
+impl Clouds {
+    /// Runs a command on them and reads its JSON.
+    fn run(&self, arguments: &[&str]) -> Value {
+        let output = Command::new(binary())
+            .args(arguments)
+            .env("GOOGLE_CLOUD_PROJECT", PROJECT)
+            .env("BIGQUERY_REST_ENDPOINT", &self.bigquery.rest)
+            .env("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc)
+            .env("PUBSUB_ENDPOINT", &self.pubsub.url)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+    }
+
+    fn dead_letters(&self, arguments: &[&str]) -> Value {
+        self.run(&[&["dead-letters"], arguments, &["--warehouse", "bigquery", "--json"]].concat())
+    }
+
+    /// Fills the table of dead letters.
+    fn fill(&self, letters: &[DeadLetter]) {
+        let settings =
+            Settings::from_iter([("GOOGLE_CLOUD_PROJECT", PROJECT), ("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc)]);
+        let plan = Arc::clone(built_in().get("dead_letter").unwrap());
+        let rows: Vec<Bytes> = letters.iter().map(DeadLetter::to_json).collect();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let outcomes = runtime.block_on(async {
+            let sink = BigQuerySink::new(&settings, shared::clock::Clock::system()).unwrap();
+            sink.append(&Batch { plan, rows, loaded_at: NOW }).await
+        });
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done), "{outcomes:?}");
+    }
+}
+
+fn letter(stage: &str, id: &str, raw: &Value) -> DeadLetter {
+    let origin = Origin {
+        stage,
+        event_type: Some("order"),
+        event_id: Some(id),
+        identity: &[id.as_bytes()],
+        received_at: Some(NOW),
+        failed_at: NOW,
+        attempts: 1,
+    };
+    DeadLetter::new(&origin, Reason { code: Code::WrongType, detail: "because".into() }, raw.to_string().as_bytes())
+}
+
+#[test]
+fn letters_of_bigquery_go_back_through_pubsub_and_are_marked() {
+    if !has_clouds() {
+        return;
+    }
+    let (Some(bigquery), Some(pubsub)) = (parts::bqemulator(), parts::pubsub_emulator()) else { return };
+    let api = PubSubApi::at(&pubsub.url);
+    for kind in ["raw", "enriched"] {
+        api.create_topics(&[&format!("clickstream-{kind}-topic")]);
+        api.create_pull(&format!("{kind}-sub"), &format!("clickstream-{kind}-topic"));
+    }
+    let clouds = Clouds { bigquery, pubsub };
+    clouds.run(&["schema", "apply", "--json"]);
+    let row = json!({"order_id": "o", "event_id": "row", "received_at": "2026-10-20T00:00:00Z", "schema_version": "1-0-0"});
+    clouds.fill(&[
+        letter("enricher", "event", &json!({"order_id": "o", "total_amount": 1})),
+        letter("enricher", "hopeless", &json!({"order_id": {}})),
+        letter("warehouse", "row", &row),
+    ]);
+
+    let groups = clouds.dead_letters(&["list"]);
+    assert_eq!((groups.as_array().unwrap().len(), &groups[0]["letters"]), (2, &json!(2)), "{groups}");
+    let of_one = clouds.dead_letters(&["list", "--where", "event_id = 'hopeless'"]);
+    let shown = clouds.dead_letters(&["show", of_one[0]["example"].as_str().unwrap()]);
+    assert_eq!(shown["differences"][0]["found"], "{}");
+    let dry = clouds.dead_letters(&["replay", "--dry-run"]);
+    assert_eq!((&dry["letters"], &dry["passing"]), (&json!(3), &json!(2)));
+
+    let summary = clouds.dead_letters(&["replay"]);
+
+    assert_eq!((&summary["letters"], &summary["passing"]), (&json!(3), &json!(2)));
+    let (raw, enriched) = (api.pull("raw-sub"), api.pull("enriched-sub"));
+    assert_eq!((raw.len(), enriched.len()), (1, 1));
+    let event: Value = serde_json::from_slice(&raw[0].0).unwrap();
+    assert_eq!((&event["event_id"], &event["total_amount"]), (&json!("event"), &json!(1)));
+    assert_eq!((&raw[0].1["event_type"], &raw[0].1["received_at"]), (&json!("order"), &json!("2026-10-20T00:15:02.920Z")));
+    assert_eq!(serde_json::from_slice::<Value>(&enriched[0].0).unwrap(), row);
+    assert_eq!(enriched[0].1["event_type"], "order");
+    let again = clouds.dead_letters(&["replay"]);
+    assert_eq!((&again["letters"], &again["passing"]), (&json!(1), &json!(0)), "what passed is marked");
+    assert!(api.pull("raw-sub").is_empty() && api.pull("enriched-sub").is_empty());
+}
