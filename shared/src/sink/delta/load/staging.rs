@@ -162,8 +162,8 @@ impl TableStaging {
     }
 
     fn seal(&mut self) -> Result<(), Fault> {
-        let files = self.parts.values_mut().filter_map(|staging| staging.file.as_mut());
-        Ok(files.map(Growing::seal).collect::<Result<(), _>>().map_err(io::Error::other)?)
+        let mut files = self.parts.values_mut().filter_map(|staging| staging.file.as_mut());
+        Ok(files.try_for_each(Growing::seal).map_err(io::Error::other)?)
     }
 
     /// Stores the files of at least so many bytes. A partition without rows is forgotten.
