@@ -12,7 +12,7 @@ use deltalake::parquet::arrow::ArrowWriter;
 use deltalake::parquet::arrow::arrow_writer::ArrowWriterOptions;
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::errors::ParquetError;
-use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use serde_json::{Map, Value as Json, json};
 
 use crate::clock::DAY;
@@ -154,7 +154,8 @@ impl Growing {
     /// An empty file of rows of `schema`, with statistics of the columns named in `stats_columns`.
     pub(super) fn new(part: Part, schema: SchemaRef, stats_columns: &[String]) -> Result<Self, ParquetError> {
         // The table's schema stands in its log, no need to repeat Arrow's in every file.
-        let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(stats_columns)).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
         Ok(Self { part, writer, stats: Stats::new(stats_columns) })
     }
@@ -163,6 +164,11 @@ impl Growing {
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
         self.stats.take(batch);
         self.writer.write(batch)
+    }
+
+    /// Ends a row group: what is left in memory is as small as on disk.
+    pub(super) fn seal(&mut self) -> Result<(), ParquetError> {
+        self.writer.flush()
     }
 
     /// Bytes it takes in memory, about.
@@ -206,13 +212,17 @@ pub(super) fn merge(
     file.finish()
 }
 
-/// How tables are written.
-fn properties() -> WriterProperties {
-    WriterProperties::builder()
+/// How tables are written, with statistics of the columns named in `stats_columns`: those of all would cost more than
+/// the compression.
+fn properties(stats_columns: &[String]) -> WriterProperties {
+    let properties = WriterProperties::builder()
         .set_created_by("contextflow".into())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .build()
+        .set_statistics_enabled(EnabledStatistics::None);
+    let with_column = |properties: WriterPropertiesBuilder, column: &String| {
+        properties.set_column_statistics_enabled(column.as_str().into(), EnabledStatistics::Chunk)
+    };
+    stats_columns.iter().fold(properties, with_column).build()
 }
 
 /// `stats` of the log: how many rows, and of some columns the smallest and largest value and the nulls.

@@ -22,7 +22,7 @@ fn lines(load: &str, number: usize) -> [String; 3] {
     [
         format!(r#"{{"session_key":"{load}",{session}}}"#),
         format!(r#"{{"session_key":"{load}","timestamp":"2024-07-{day:02}T09:00:00Z","amount":1.5}}"#),
-        format!(r#"{{{session}}}"#),
+        format!("{{{session}}}"),
     ]
 }
 
