@@ -77,7 +77,7 @@ fn check(tables: &BigQueryApi, expected: &Json) {
     }
     let keys = column("SELECT DISTINCT session_key AS x FROM clickstream_dw.sessions ORDER BY x", "x");
     assert_eq!(keys.len().to_string(), expected["distinct_session_keys"].to_string());
-    let digest: String = Sha256::digest(keys.join("\n")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = shared::event::hex(&Sha256::digest(keys.join("\n")));
     assert_eq!(digest, expected["sha256_of_sorted_session_keys"]);
     let text = |time: &str| format!("FORMAT_TIMESTAMP('%Y-%m-%dT%H:%M:%S', {time})");
     let events = "SELECT timestamp FROM clickstream_dw.pageview_events UNION ALL

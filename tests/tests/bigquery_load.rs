@@ -332,8 +332,8 @@ async fn a_checkpoint_names_what_counts() {
     send(&mut *load, 0..10).await.unwrap();
     let first = load.checkpoint().await.unwrap();
     send(&mut *load, 10..20).await.unwrap();
-    let lost = load.checkpoint().await.unwrap();
-    assert_eq!(lost["rows"], json!([20]));
+    let forgotten = load.checkpoint().await.unwrap();
+    assert_eq!(forgotten["rows"], json!([20]));
 
     let mut load = fixture.begin(Some(&first)).await.unwrap();
     send(&mut *load, 20..30).await.unwrap();
@@ -344,8 +344,8 @@ async fn a_checkpoint_names_what_counts() {
     let told = fixture.rest.0.lock().unwrap();
     let script = told.statements.iter().find(|sql| sql.starts_with("BEGIN TRANSACTION")).unwrap();
     let segments = |checkpoint: &Json| checkpoint["segments"].as_array().unwrap().iter().map(Json::to_string).collect();
-    let (last, lost): (Vec<_>, Vec<_>) = (segments(&last), segments(&lost));
-    assert!(script.contains(&last.join(", ")) && !script.contains(&lost[1]), "{script}");
+    let (last, forgotten): (Vec<_>, Vec<_>) = (segments(&last), segments(&forgotten));
+    assert!(script.contains(&last.join(", ")) && !script.contains(&forgotten[1]), "{script}");
 }
 
 #[tokio::test]

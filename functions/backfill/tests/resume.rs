@@ -1,4 +1,5 @@
 //! A run that is killed, and what goes on from there.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod fixture;
 

@@ -1,4 +1,5 @@
 //! What a source can be.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod fixture;
 

@@ -61,7 +61,7 @@ struct Push {
     concurrency: u64,
     /// How many a second come due; without it each is due at once
     #[arg(long)]
-    rate: Option<u32>,
+    rate: Option<u64>,
     /// A file with the bearer token
     #[arg(long)]
     token: Option<std::path::PathBuf>,
@@ -121,7 +121,7 @@ async fn push(args: Push) -> Result<(), Failure> {
                 }
                 let body = body(args.first + number, args.rows);
                 if let Some(rate) = args.rate {
-                    let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+                    let due = Duration::from_millis(number * 1_000 / rate.max(1));
                     tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
                 }
                 let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
