@@ -30,20 +30,6 @@ def call(url, body=None, method=None):
     return json.loads(text) if text else {}
 
 
-def wait_until_quiet(*functions, seconds=10):
-    """Waits until no function has received anything for a while: bqemulator stands still for ever when it is asked
-    something while it is appended to."""
-    before, since = None, time.monotonic()
-    while time.monotonic() - since < seconds:
-        time.sleep(1)
-        received = []
-        for function in functions:
-            with urllib.request.urlopen(f"{function}/metrics", timeout=10) as answer:
-                received.append(re.search(r"contextflow_received_total (\d+)", answer.read().decode())[1])
-        if received != before:
-            before, since = received, time.monotonic()
-
-
 class Process:
     """A process that may be killed and started again; it knows the CPU and memory of all its lives."""
 
@@ -139,7 +125,10 @@ def main():
                     kills += 1
             sent = json.loads(generator.stdout.read())
             accepted = set(ids_file.read_text().split())
-            wait_until_quiet(url["enricher"], url["batcher"])
+            distinct, started = 0, time.monotonic()
+            while distinct < len(accepted) and time.monotonic() - started < 180:
+                time.sleep(0.2)
+                distinct = int(bigquery.query(f"SELECT COUNT(DISTINCT event_id) AS n FROM `{PROJECT}.{TABLE}`")[0]["n"])
             landed = {row["event_id"] for row in bigquery.query(f"SELECT DISTINCT event_id FROM `{PROJECT}.{TABLE}`")}
             figures = bigquery.query(
                 "SELECT COUNT(*) AS row_count, APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(50)] AS p50_ms, "
