@@ -1,5 +1,7 @@
 //! `contextflow backfill` into the local warehouse, asked by SQL: the figures, what a kill leaves, what readers see.
 
+#![expect(clippy::unwrap_used, reason = "of tests, outside their functions as well")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,7 +119,7 @@ fn check_figures(warehouse: &Warehouse, expected: &Value) {
     }
     let keys = warehouse.query("SELECT session_key AS a FROM clickstream_dw.sessions ORDER BY session_key");
     let keys: Vec<_> = keys.iter().map(|row| row["a"].as_str().unwrap()).collect();
-    let sha256: String = Sha256::digest(keys.join("\n")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = shared::event::hex(&Sha256::digest(keys.join("\n")));
     assert_eq!(sha256, expected["sha256_of_sorted_session_keys"]);
     let money = |sum: &str| format!("CAST(CAST({sum} AS DECIMAL(38, 2)) AS VARCHAR)");
     let purchases = "FROM clickstream_dw.purchase_events";
@@ -430,7 +432,9 @@ fn history_of_a_streams_type_lands_enriched_and_the_archive_makes_it_anew() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let mut packed =
             flate2::write::GzEncoder::new(std::fs::File::create(path).unwrap(), flate2::Compression::fast());
-        rows.iter().for_each(|row| writeln!(packed, "{row}").unwrap());
+        for row in rows {
+            writeln!(packed, "{row}").unwrap();
+        }
         packed.finish().unwrap();
     };
     put("2026/10/20/01/00/a.jsonl.gz", &[row("a", "2026-10-20"), row("b", "2026-10-20")]);

@@ -168,7 +168,7 @@ async fn append(table: &dyn Sink, mut batch: Batch) -> Result<(), String> {
                 }
                 // It lies in its object all the same.
                 Outcome::Poison(why) => {
-                    tracing::warn!(reason = %why.code, why.detail, "the dead-letter table refuses a row")
+                    tracing::warn!(reason = %why.code, why.detail, "the dead-letter table refuses a row");
                 }
             }
         }

@@ -94,9 +94,9 @@ impl Report {
     /// Prints the report to standard output; the error is why the tables stay as they were.
     pub fn print(&self, json: bool) -> Result<(), Error> {
         if json {
-            println!("{}", self.json())
+            println!("{}", self.json());
         } else {
-            println!("{}", self.text())
+            println!("{}", self.text());
         }
         self.failure.clone().map_or(Ok(()), |failure| Err(Error::Work(failure)))
     }

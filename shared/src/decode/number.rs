@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn floats_are_rounded_to_the_cent_half_away_from_zero() {
         for (value, cents) in [
-            (3859.939_999_999_999_6, 385_994),
+            (3_859.939_999_999_999_6, 385_994),
             (89.99, 8_999),
             (0.0, 0),
             (1.005, 101),
