@@ -92,7 +92,8 @@ fn letters_of_bigquery_go_back_through_pubsub_and_are_marked() {
     }
     let clouds = Clouds { bigquery, pubsub };
     clouds.run(&["schema", "apply", "--json"]);
-    let row = json!({"order_id": "o", "event_id": "row", "received_at": "2026-10-20T00:00:00Z", "schema_version": "1-0-0"});
+    let row =
+        json!({"order_id": "o", "event_id": "row", "received_at": "2026-10-20T00:00:00Z", "schema_version": "1-0-0"});
     clouds.fill(&[
         letter("enricher", "event", &json!({"order_id": "o", "total_amount": 1})),
         letter("enricher", "hopeless", &json!({"order_id": {}})),
@@ -114,7 +115,10 @@ fn letters_of_bigquery_go_back_through_pubsub_and_are_marked() {
     assert_eq!((raw.len(), enriched.len()), (1, 1));
     let event: Value = serde_json::from_slice(&raw[0].0).unwrap();
     assert_eq!((&event["event_id"], &event["total_amount"]), (&json!("event"), &json!(1)));
-    assert_eq!((&raw[0].1["event_type"], &raw[0].1["received_at"]), (&json!("order"), &json!("2026-10-20T00:15:02.920Z")));
+    assert_eq!(
+        (&raw[0].1["event_type"], &raw[0].1["received_at"]),
+        (&json!("order"), &json!("2026-10-20T00:15:02.920Z"))
+    );
     assert_eq!(serde_json::from_slice::<Value>(&enriched[0].0).unwrap(), row);
     assert_eq!(enriched[0].1["event_type"], "order");
     let again = clouds.dead_letters(&["replay"]);
