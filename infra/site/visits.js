@@ -61,7 +61,7 @@ function show(answer) {
   $('total-visits').textContent = formatCount(visits);
   $('total-views').textContent = formatCount(sum(answer.days.map(({ page_views: views }) => views)));
   $('total-bought').textContent = formatCount(sum(categories.map(({ bought }) => bought)));
-  $('total-sales').textContent = formatMoney(sum(categories.map(({ sales }) => sales)));
+  $('total-sales').textContent = formatCount(sum(categories.map(({ sales }) => sales)));
   $('total-conversion').textContent = formatShare(buying, visits);
 
   showFunnel(steps);

@@ -86,7 +86,7 @@ def kills(binary, source, count):
             run = subprocess.Popen(backfill(binary, source, data, "--checkpoint-bytes", "8000000", *resume),
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             try:
-                _, error = run.communicate(timeout=random.uniform(0, whole / 3) if done < count else None)
+                _, error = run.communicate(timeout=random.uniform(0, whole / 6) if done < count else None)
             except subprocess.TimeoutExpired:
                 run.kill()
                 run.communicate()

@@ -106,20 +106,20 @@ fn a_type_or_a_table_belongs_to_one_schema() {
     };
 
     let taken_type = registry.add("a.json", &schema("order", "elsewhere")).unwrap_err();
-    let taken_table = registry.add("b.json", &schema("visit", "clickstream_events")).unwrap_err();
+    let taken_table = registry.add("b.json", &schema("search", "clickstream_events")).unwrap_err();
 
     assert_eq!(taken_type.to_string(), "schema file a.json: event_type: `order` is taken by another schema");
     let expected = "schema file b.json: table: `contextflow.clickstream_events` belongs to `clickstream`";
     assert_eq!(taken_table.to_string(), expected);
-    assert!(registry.get("visit").is_none());
+    assert!(registry.get("search").is_none());
 }
 
 #[test]
 fn a_folder_of_schemas_is_read_and_a_wrong_file_named() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("visit.json"), broken("visits", "visits")).unwrap();
+    std::fs::write(folder.path().join("search.json"), broken(r#""visit""#, r#""search""#)).unwrap();
     std::fs::write(folder.path().join("README.md"), "no schema").unwrap();
-    assert!(Registry::with_folder(folder.path()).unwrap().get("visit").is_some());
+    assert!(Registry::with_folder(folder.path()).unwrap().get("search").is_some());
 
     std::fs::write(folder.path().join("wrong.json"), "{").unwrap();
     let error = Registry::with_folder(folder.path()).unwrap_err();
@@ -135,7 +135,6 @@ fn built_in_tables_in_googlesql() {
 
     let ddl: Vec<_> = registry.plans().map(|plan| ddl::create_table(plan)).collect();
 
-    assert_eq!(ddl.len(), 5);
     insta::assert_snapshot!(ddl.join("\n"));
 }
 

@@ -9,7 +9,7 @@ use shared::load::Mode;
 
 async fn visits(fixture: &Fixture, source: &str) -> u64 {
     let source = fixture.source().join(source).to_string_lossy().into_owned();
-    let report = fixture.run(Request { source, ..fixture.request() }).await.unwrap();
+    let report = fixture.run(Request { source, ..fixture.request() }).await.expect("a source that can be loaded");
     assert_eq!(report.tally.buried(), 0);
     report.tally.rows[0]
 }

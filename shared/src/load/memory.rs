@@ -140,3 +140,19 @@ impl Load for MemoryLoad {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::contract;
+
+    #[tokio::test]
+    async fn it_keeps_the_contract() {
+        let loader = MemoryLoader::default();
+        let rows = async |plan: &Plan| {
+            let rows = loader.rows(&plan.event_type);
+            rows.iter().map(|row| serde_json::from_slice(row).unwrap()).collect()
+        };
+        contract::suite(&loader, rows).await;
+    }
+}

@@ -100,6 +100,15 @@ fn an_event_that_cannot_be_used_costs_itself() {
     );
 }
 
+#[test]
+fn of_events_that_come_twice_the_last_count() {
+    let bad = r#"[{"event":{}},{"event":{"event_type":"page_view","timestamp":"2024-07-01T09:00:00","details":{}}}]"#;
+    for last in ["[]", "null"] {
+        let (made, faults) = rows(&visits(), &format!(r#"{{{VISIT},"events":{bad},"events":{last}}}"#));
+        assert_eq!((made.len(), faults.len()), (1, 0));
+    }
+}
+
 /// Sensors that report several readings a message.
 fn registry_of_sensors() -> Registry {
     let mut registry = Registry::default();

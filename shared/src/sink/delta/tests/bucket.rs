@@ -134,7 +134,7 @@ async fn a_second_writer_is_told_who_has_the_warehouse_until_when() {
     first.close().await.unwrap();
     let second = open(&location, "batcher-00002", &clock, quick()).await.unwrap();
     assert_eq!(clicks(&second, [2]).await, [Outcome::Done]);
-    assert!(retry_reason(&clicks(&first, [3]).await).contains("has closed the warehouse"));
+    assert!(retry_reason(&clicks(&first, [3]).await).contains("has closed it"));
     assert_eq!(read(&location, "clickstream").await.len(), 2);
 }
 
