@@ -65,6 +65,9 @@ flush_to_target = write_servicer.BigQueryWriteHandler._flush_to_target
 
 def flush_on_the_loop(self, stream, rows):
     engine = self._ctx.engine
+    if threading.current_thread() is engine.thread:
+        flush_to_target(self, stream, rows)
+        return
 
     async def flush():
         async with engine.write_lock():
