@@ -1,8 +1,6 @@
 //! `contextflow backfill` into the local warehouse, asked by SQL: the figures, what a kill leaves, what readers see.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#![expect(clippy::unwrap_used, reason = "of tests, outside their functions as well")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
