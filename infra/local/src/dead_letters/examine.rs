@@ -54,7 +54,8 @@ pub fn examine(registry: &Registry, letter: &DeadLetter, raw: &[u8], now: Micros
     let streams = |name: &str| registry.streaming(name).is_some();
     if letter.stage == "backfill" && !letter.event_type.as_deref().is_some_and(streams) {
         return Err(
-            "a line of a file, not an event of a stream: mend the file and run `contextflow backfill --append`",
+            "a line of a file, not an event of a stream: mend the file and load all of it again, or mend the line in a file \
+             of its own and load that with `contextflow backfill --append`",
         );
     }
     let lines: Vec<_> = push::lines(raw).collect();
