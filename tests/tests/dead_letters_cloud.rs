@@ -1,6 +1,7 @@
 //! Dead letters of `BigQuery` and back through Pub/Sub, by the binary with its feature `cloud`, between emulators.
 //!
-//! The binary of `cargo test --workspace` has no clouds: `cargo test --workspace --features contextflow/cloud` runs this.
+//! The binary of `cargo test --workspace` has no clouds, so this is for
+//! `cargo test --workspace --features contextflow/cloud,pipeline-tests/cloud`.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::process::Command;
@@ -16,16 +17,6 @@ use shared::decode::Code;
 use shared::settings::Settings;
 use shared::sink::bigquery::BigQuerySink;
 use shared::sink::{Batch, Outcome, Sink};
-
-/// Whether the binary was built with clouds.
-fn has_clouds() -> bool {
-    let output = Command::new(binary()).args(["dead-letters", "list", "--warehouse", "bigquery"]).output().unwrap();
-    let is_without = text(&output.stderr).contains("built without clouds");
-    if is_without {
-        eprintln!("skipped: this contextflow has no clouds; run with --features contextflow/cloud");
-    }
-    !is_without
-}
 
 struct Clouds {
     bigquery: parts::BigQuery,
@@ -81,9 +72,6 @@ fn letter(stage: &str, id: &str, raw: &Value) -> DeadLetter {
 
 #[test]
 fn letters_of_bigquery_go_back_through_pubsub_and_are_marked() {
-    if !has_clouds() {
-        return;
-    }
     let (Some(bigquery), Some(pubsub)) = (parts::bqemulator(), parts::pubsub_emulator()) else { return };
     let api = PubSubApi::at(&pubsub.url);
     for kind in ["raw", "enriched"] {

@@ -148,3 +148,18 @@ pub fn rows_of(batches: &[RecordBatch]) -> Result<Vec<Map<String, Value>>, Arrow
     }
     serde_json::from_slice(&bytes).map_err(|error| ArrowError::JsonError(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use deltalake::arrow::array::Float64Array;
+
+    use super::*;
+
+    #[test]
+    fn a_float_keeps_its_last_digit() {
+        let numbers: ArrayRef = Arc::new(Float64Array::from(vec![119.979_999_999_999_99, 0.1, 5e-324]));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let texts: Vec<_> = rows_of(&[batch]).unwrap().iter().map(|row| row["n"].to_string()).collect();
+        assert_eq!(texts, ["119.97999999999999", "0.1", "5e-324"]);
+    }
+}
