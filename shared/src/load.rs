@@ -30,6 +30,16 @@ pub enum Mode {
     Recreate,
 }
 
+/// Refuses what is no name of a run; a name becomes a part of those of tables and files.
+#[cfg(any(feature = "bigquery", feature = "delta"))]
+pub(crate) fn check_run(run: &str) -> Result<(), String> {
+    let is_allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    if (1..=40).contains(&run.len()) && run.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    Err(format!("`{run}` names no run: give 1 to 40 of 0-9, a-z and _"))
+}
+
 /// A warehouse that can be loaded in bulk.
 #[async_trait]
 pub trait Loader: Send + Sync {

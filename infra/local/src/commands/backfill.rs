@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use backfill::config::{Options, Target, place};
 use backfill::{Deps, Error, Progress};
-use clap::ValueEnum;
 use indicatif::ProgressBar;
 use shared::clock::Clock;
 use shared::load::NullLoader;
 use shared::settings::Settings;
 use shared::sink::delta::DeltaSink;
 
+use super::query::Engine;
 use crate::error::Failure;
 
 /// How often the bar moves.
@@ -38,15 +38,6 @@ pub struct Args {
     /// A lookup table in place of the built-in one
     #[arg(long, env = "GEO_URI", value_name = "CSV")]
     geo: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Engine {
-    /// The folder that `contextflow dev` writes
-    Local,
-    /// BigQuery
-    #[value(name = "bigquery")]
-    BigQuery,
 }
 
 /// Runs the command.

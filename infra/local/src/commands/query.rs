@@ -45,7 +45,7 @@ pub struct Args {
 pub enum Engine {
     /// The folder that `contextflow dev` writes
     Local,
-    /// BigQuery, in its own SQL and with whatever the credentials allow
+    /// BigQuery, with whatever the credentials allow
     #[value(name = "bigquery")]
     BigQuery,
 }

@@ -34,7 +34,7 @@ use super::login::Tokens;
 use super::service::Service;
 use crate::catalog::{ApiError, BigQuery, Verdict, Wanted, diff};
 use crate::clock::{Clock, DAY, Micros};
-use crate::load::{Load, Loader, Mode};
+use crate::load::{Load, Loader, Mode, check_run};
 use crate::row::Value;
 use crate::schema::{Plan, compile};
 use crate::settings::Settings;
@@ -118,10 +118,7 @@ impl Loader for BigQueryLoader {
         mode: Mode,
         checkpoint: Option<&Json>,
     ) -> Result<Box<dyn Load>, String> {
-        let is_allowed = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase() || byte == b'_';
-        if run.is_empty() || run.len() > 40 || !run.bytes().all(is_allowed) {
-            return Err(format!("`{run}` names no run: give 1 to 40 of 0-9, a-z and _"));
-        }
+        check_run(run)?;
         let Checkpoint { segments, rows } = match checkpoint {
             Some(json) => {
                 Checkpoint::deserialize(json).map_err(|error| format!("no checkpoint of BigQuery: {error}"))?

@@ -20,7 +20,7 @@ use self::staging::Staging;
 use self::switch::Switch;
 use super::table::{Table, blocking};
 use super::{DeltaError, DeltaSink, Right};
-use crate::load::{Load, Loader, Mode};
+use crate::load::{Load, Loader, Mode, check_run};
 use crate::row::Value;
 use crate::schema::Plan;
 
@@ -66,10 +66,7 @@ impl DeltaSink {
     ) -> Result<DeltaLoad, DeltaError> {
         self.recover().await?;
         let refused = |reason: String| DeltaError::Load { run: run.into(), reason };
-        // It becomes a part of file names.
-        if run.is_empty() || !run.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
-            return Err(refused("the name of a run is made of a-z, 0-9 and _".into()));
-        }
+        check_run(run).map_err(refused)?;
         let mut staged: Checkpoint = match checkpoint {
             Some(checkpoint) => serde_json::from_value(checkpoint.clone())
                 .map_err(|error| refused(format!("its checkpoint cannot be read: {error}; start it anew")))?,
