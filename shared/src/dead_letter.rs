@@ -90,6 +90,9 @@ pub struct Place {
     pub line: u64,
     /// Where the raw bytes begin, unpacked.
     pub byte_offset: u64,
+    /// Where only a part of a line failed: the line with this part alone, as the part says nothing of its visit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
 }
 
 /// What is known of an input that failed.

@@ -224,7 +224,7 @@ fn a_large_letter_is_read_from_the_bucket() {
 }
 
 #[test]
-fn lines_of_a_file_are_left_to_the_backfill() {
+fn a_line_of_a_file_goes_into_its_table_however_old_it_is() {
     let pipeline = Pipeline::start();
     let letter = |event_type: &str, raw: &str| {
         let origin = Origin {
@@ -239,8 +239,8 @@ fn lines_of_a_file_are_left_to_the_backfill() {
         let message = DeadLetter::new(&origin, reason, raw.as_bytes()).to_message();
         delivery("projects/p/subscriptions/clickstream-dead-letter-sub", event_type, &message)
     };
-    pipeline.post("/batcher/dead-letter", letter("visit", "{\"session_id\":1}"));
-    pipeline.post("/batcher/dead-letter", letter("signup", "{\"at\":\"2026-11-20T08:00:00Z\",\"price\":1}"));
+    pipeline.post("/batcher/dead-letter", letter("unheard_of", "{\"session_id\":1}"));
+    pipeline.post("/batcher/dead-letter", letter("signup", "{\"at\":\"1999-11-20T08:00:00Z\",\"price\":1}"));
     pipeline.wait_for_letters(2);
 
     let summary = pipeline.replay(&[]);
@@ -249,6 +249,66 @@ fn lines_of_a_file_are_left_to_the_backfill() {
     assert_eq!(summary["left"][0]["reason"], "not_replayable");
     assert!(summary["left"][0]["detail"].as_str().unwrap().contains("contextflow backfill --append"), "{summary}");
     pipeline.dev.wait_for("SELECT event_id FROM growth.signups", |rows| rows == [json!({"event_id": "line"})]);
+}
+
+/// The built-in schema of visits, changed, into a folder.
+fn mended_visit(folder: &Path, change: impl Fn(&mut Value)) {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/schemas/visit.json");
+    let mut schema: Value = serde_json::from_slice(&std::fs::read(built_in).unwrap()).unwrap();
+    change(&mut schema);
+    std::fs::write(folder.join("visit.json"), schema.to_string()).unwrap();
+}
+
+#[test]
+fn broken_lines_of_a_load_come_in_by_a_mended_schema() {
+    let mut pipeline = Pipeline::start();
+    let data = pipeline.dev.data().display().to_string();
+    pipeline.dev.interrupt();
+    let event = r#"{"event":{"event_type":"page_view","timestamp":"2024-07-01T09:00:00","details":{"page_url":"/a"}}}"#;
+    let bare = r#"{"event":{"event_type":"page_view","timestamp":"2024-07-01T09:00:01"}}"#;
+    let hopeless = event.replace("page_view", "wish");
+    let visit = |session: &str, events: &[&str]| {
+        let events = events.join(",");
+        format!("{{{session},\"user_id\":\"u\",\"device_type\":\"mobile\",\"events\":[{events}]}}\n")
+    };
+    let file = pipeline.schemas.path().join("visits.jsonl");
+    let lines = [
+        visit(r#""session_id":"whole""#, &[event]),
+        visit(r#""session_id":"in part""#, &[event, bare, &hopeless]),
+        visit(r#""sid":"renamed""#, &[event, event, &hopeless]),
+        "no JSON\n".into(),
+    ];
+    std::fs::write(&file, lines.concat()).unwrap();
+    let report = json_of(["backfill", "--json", "--source", &file.display().to_string(), "--data-dir", &data]);
+    assert_eq!((&report["rows"]["sessions"], &report["dead_letters"]), (&json!(2), &json!(4)));
+    pipeline.dev.start_again();
+    assert_eq!(pipeline.replay(&[])["passing"], 0);
+
+    mended_visit(pipeline.schemas.path(), |schema| {
+        schema["aliases"] = json!({"session_id": ["sid"]});
+        schema["columns"][5]["fields"][0]["fields"][2]["mode"] = json!("NULLABLE");
+    });
+    pipeline.dev.interrupt();
+    pipeline.dev.start_again();
+    let dry = pipeline.dry_run(&["--stage", "backfill"]);
+    assert_eq!((&dry["letters"], &dry["passing"]), (&json!(4), &json!(2)), "{dry}");
+    let summary = pipeline.replay(&[]);
+    assert_eq!((&summary["letters"], &summary["passing"]), (&json!(4), &json!(2)), "{summary}");
+
+    let count =
+        |table: &str| pipeline.dev.query(&format!("SELECT count(*) AS n FROM {table}"))[0]["n"].as_u64().unwrap();
+    let counts = || ["clickstream_lake.visits", "clickstream_dw.sessions", "clickstream_dw.pageview_events"].map(count);
+    assert_eq!(counts(), [3, 3, 5], "the line with its two events, and the one event of the other");
+    let keys = "SELECT count(*) AS n FROM clickstream_dw.pageview_events JOIN clickstream_dw.sessions USING (session_key) \
+        WHERE session_id = 'in part'";
+    assert_eq!(pipeline.dev.query(keys), [json!({"n": 2})], "the event belongs to the session of its visit");
+    let again = pipeline.replay(&[]);
+    assert_eq!(
+        (&again["letters"], &again["passing"]),
+        (&json!(3), &json!(0)),
+        "with the part of the mended line that fails"
+    );
+    assert_eq!(counts(), [3, 3, 5]);
 }
 
 #[test]

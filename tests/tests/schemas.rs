@@ -105,10 +105,18 @@ fn a_type_or_a_table_belongs_to_one_schema() {
         )
     };
 
+    registry.add("mended.json", &schema("order", "elsewhere")).unwrap();
     let taken_type = registry.add("a.json", &schema("order", "elsewhere")).unwrap_err();
+    let of_the_pipeline = registry.add("c.json", &schema("dead_letter", "mine")).unwrap_err();
     let taken_table = registry.add("b.json", &schema("search", "clickstream_events")).unwrap_err();
 
     assert_eq!(taken_type.to_string(), "schema file a.json: event_type: `order` is taken by another schema");
+    assert!(of_the_pipeline.to_string().contains("`dead_letter` is taken"), "{of_the_pipeline}");
+    assert_eq!(
+        registry.get("order").unwrap().table.full_name(),
+        "contextflow.elsewhere",
+        "a built-in type may be changed"
+    );
     let expected = "schema file b.json: table: `contextflow.clickstream_events` belongs to `clickstream`";
     assert_eq!(taken_table.to_string(), expected);
     assert!(registry.get("search").is_none());

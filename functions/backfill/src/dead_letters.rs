@@ -69,10 +69,26 @@ impl DeadLetters {
     /// Keeps what stands at a place of the source. A large one leaves its beginning, and where the whole lies.
     #[cold]
     pub fn bury(&mut self, file: &str, at: Position, event_id: Option<&str>, reason: Reason, raw: &[u8]) {
+        if self.place.is_some() {
+            let letter = self.letter(file, at, event_id, reason, raw);
+            self.keep_raw(letter, file, at, raw);
+        }
+    }
+
+    /// Keeps a part of a line; `within` is the line with this part alone.
+    #[cold]
+    pub fn bury_part(&mut self, file: &str, at: Position, reason: Reason, raw: &[u8], within: &[&[u8]]) {
         if self.place.is_none() {
             return;
         }
-        let mut letter = self.letter(file, at, event_id, reason, raw);
+        let mut letter = self.letter(file, at, None, reason, raw);
+        if let Some(place) = &mut letter.place {
+            place.within = String::from_utf8(within.concat()).ok().filter(|within| within.len() <= MAX_RAW);
+        }
+        self.keep_raw(letter, file, at, raw);
+    }
+
+    fn keep_raw(&mut self, mut letter: DeadLetter, file: &str, at: Position, raw: &[u8]) {
         if raw.len() > MAX_RAW {
             letter.move_raw_to(range(file, at, raw.len() as u64));
         }
@@ -103,7 +119,7 @@ impl DeadLetters {
             ..Origin::default()
         };
         let mut letter = DeadLetter::new(&origin, reason, raw);
-        letter.place = Some(Place { source: file.into(), line: at.line, byte_offset: at.offset });
+        letter.place = Some(Place { source: file.into(), line: at.line, byte_offset: at.offset, within: None });
         letter
     }
 

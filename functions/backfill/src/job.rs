@@ -25,6 +25,8 @@ pub struct Job<'j> {
     pub mapping: &'j Mapping,
     /// What the lines are.
     pub form: Form,
+    /// Whether lines are in the tables already but for one element: it alone gets its row.
+    pub parts_only: bool,
     /// What rows of streaming tables are enriched from.
     pub lookups: &'j Tables,
     /// When the run began: `received_at` and `loaded_at` of its rows.
@@ -84,7 +86,7 @@ impl<'j> Job<'j> {
 
     /// `values` is room for a row; it comes back empty.
     #[inline]
-    fn line<'a>(
+    pub fn line<'a>(
         &mut self,
         line: &'a [u8],
         at: Position,
@@ -118,7 +120,11 @@ impl<'j> Job<'j> {
         mapping.derive(row, &mut self.room.derived);
         let mut values = emptied(values);
         let Room { derived, refused, .. } = &mut self.room;
+        let parts_only = self.parts_only;
         let made = mapping.rows(row, derived, &mut values, refused, |table, values| {
+            if parts_only && !mapping.is_of_elements(table) {
+                return;
+            }
             self.load.add(table, values);
             self.tally.rows[table] += 1;
             self.findings.look(table, values, &file.place, at);
@@ -130,6 +136,9 @@ impl<'j> Job<'j> {
         }
         if !self.room.refused.is_empty() || !self.room.elements.faults.is_empty() {
             self.bury_elements(line, at, file, row);
+        }
+        if parts_only {
+            return values;
         }
         if plan.system.is_some() {
             self.complete(plan, at, file, row);
@@ -189,6 +198,10 @@ impl<'j> Job<'j> {
     #[cold]
     fn bury_elements(&mut self, line: &[u8], at: Position, file: &FileInfo<'_>, row: &mut Row<'_>) {
         let Room { elements, refused, .. } = &mut self.room;
+        // What stands before the first element and after the last one: with one of them between a line of its own.
+        let spans = || elements.spans.iter().chain(elements.faults.iter().map(|(span, _)| span));
+        let before = spans().map(|span| span.start).min().and_then(|start| line.get(..start)).unwrap_or_default();
+        let after = spans().map(|span| span.end).max().and_then(|end| line.get(end..)).unwrap_or_default();
         let mut buried: Vec<_> =
             elements.faults.drain(..).filter_map(|(span, problems)| Some((span, reason_of(&problems)?))).collect();
         for (index, problem) in refused.iter() {
@@ -206,7 +219,8 @@ impl<'j> Job<'j> {
         for (span, reason) in buried {
             let at = Position { offset: at.offset + span.start as u64, ..at };
             dead_letters::count(&mut self.tally, file.uri, at, &reason);
-            self.letters.bury(file.uri, at, None, reason, line.get(span).unwrap_or_default());
+            let raw = line.get(span).unwrap_or_default();
+            self.letters.bury_part(file.uri, at, reason, raw, &[before, raw, after]);
         }
     }
 }

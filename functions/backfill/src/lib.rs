@@ -4,6 +4,7 @@
 //! does a part of a line that is judged for itself; the rest lands. The run makes what it has done durable at
 //! checkpoints, so that a killed run goes on from the last one, and it is recorded. One run is at work on a target.
 
+mod again;
 pub mod config;
 mod dead_letters;
 mod findings;
@@ -28,6 +29,7 @@ use shared::settings::Settings;
 use shared::sink::Sink;
 use tokio::runtime::Handle;
 
+pub use again::{Again, again, problems};
 pub use report::{Count, Report};
 
 /// Why a run ended without a report.

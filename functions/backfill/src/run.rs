@@ -236,6 +236,7 @@ impl Run<'_> {
         Ok(Job {
             mapping,
             form: *form,
+            parts_only: false,
             lookups,
             now: clock.now(),
             load,

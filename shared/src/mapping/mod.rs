@@ -109,6 +109,11 @@ impl Mapping {
         }
     }
 
+    /// Whether rows of elements go to `tables[table]`.
+    pub fn is_of_elements(&self, table: usize) -> bool {
+        self.elements.iter().flat_map(|rows| &rows.targets).any(|(_, target)| target.table == table)
+    }
+
     /// The plan that lines are decoded with.
     pub fn source(&self) -> &Arc<Plan> {
         &self.tables[0]

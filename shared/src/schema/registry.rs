@@ -1,6 +1,6 @@
 //! The schemas at hand: the built-in ones and those loaded beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub const DEAD_LETTER_REPLAY: &str = "dead_letter_replay";
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     plans: BTreeMap<String, Arc<Plan>>,
+    /// The types that are as they were built in: a file may change each once.
+    built_in: BTreeSet<String>,
 }
 
 impl Registry {
@@ -35,6 +37,8 @@ impl Registry {
         for (file, text) in BUILT_IN {
             registry.add(file, text)?;
         }
+        let changeable = registry.plans().filter(|plan| plan.ingest != Ingest::Internal);
+        registry.built_in = changeable.map(|plan| plan.event_type.clone()).collect();
         Ok(registry)
     }
 
@@ -95,15 +99,18 @@ impl Registry {
         registry.map_err(|error| fault(name, error))
     }
 
-    /// Compiles one schema file and adds it; a type or table that is there already is refused.
+    /// Compiles one schema file and adds it. A built-in type takes the form that the file gives it; a type of another
+    /// file, of the pipeline itself, or a table of another type is refused.
     pub fn add(&mut self, file: &str, text: &str) -> Result<Arc<Plan>, SchemaError> {
         let plan = Arc::new(compile(file, text)?);
         let refuse = |field: &str, reason: String| SchemaError { file: file.into(), field: field.into(), reason };
-        if self.plans.contains_key(&plan.event_type) {
+        if !self.built_in.remove(&plan.event_type) && self.plans.contains_key(&plan.event_type) {
             return Err(refuse("event_type", format!("`{}` is taken by another schema", plan.event_type)));
         }
         let table = plan.table.full_name();
-        if let Some(other) = self.plans.values().find(|known| known.table.full_name() == table) {
+        if let Some(other) =
+            self.plans.values().find(|known| known.event_type != plan.event_type && known.table.full_name() == table)
+        {
             return Err(refuse("table", format!("`{table}` belongs to `{}`", other.event_type)));
         }
         self.plans.insert(plan.event_type.clone(), Arc::clone(&plan));

@@ -9,13 +9,17 @@ use backfill::config::{Options, Target, place};
 use backfill::{Deps, Error, Progress};
 use indicatif::ProgressBar;
 use shared::clock::Clock;
+use shared::enrich::Tables;
 use shared::load::NullLoader;
+use shared::schema::Registry;
 use shared::settings::Settings;
 use shared::sink::delta::DeltaSink;
 
 use super::query::Engine;
 use crate::error::Failure;
 
+/// Where dead letters lie in a local pipeline's data.
+pub const LETTERS: &str = "bucket/dead-letter/backfill";
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -45,18 +49,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let mut registry = super::registry(args.schemas.as_deref())?;
     let bucket = args.data_dir.join("bucket");
     let request = args.options.request(&mut registry, Some(&bucket.to_string_lossy())).map_err(failure)?;
-    let clock = Clock::system();
-    let mut deps = Deps {
-        loader: Arc::new(NullLoader),
-        dead_letter_table: None,
-        registry: Arc::new(registry),
-        lookups: super::lookups(args.geo.as_deref())?,
-        state: None,
-        dead_letters: None,
-        settings: Settings::from_env(),
-        owner: format!("contextflow backfill, process {}", std::process::id()),
-        clock: clock.clone(),
-    };
+    let mut deps = deps(Arc::new(registry), super::lookups(args.geo.as_deref())?, Clock::system());
     let letters = args.options.dead_letters.clone();
     let at = |uri: String, deps: &Deps| place(&uri, &deps.settings).map(Some).map_err(failure);
     if args.options.to == Target::Null {
@@ -65,13 +58,12 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let own = |name: &str| args.data_dir.join(name).to_string_lossy().into_owned();
         let state = own(if args.warehouse == Engine::Local { "backfill" } else { "backfill-bigquery" });
         deps.state = at(args.options.state.clone().unwrap_or(state), &deps)?;
-        deps.dead_letters = at(letters.unwrap_or_else(|| own("bucket/dead-letter/backfill")), &deps)?;
+        deps.dead_letters = at(letters.unwrap_or_else(|| own(LETTERS)), &deps)?;
         match args.warehouse {
             Engine::Local => {
-                let sink = DeltaSink::open(&args.data_dir.join("warehouse"), clock).map_err(Failure::work)?;
-                let sink = Arc::new(sink);
-                deps.loader = Arc::clone(&sink) as _;
-                deps.dead_letter_table = Some(sink);
+                let sink =
+                    DeltaSink::open(&args.data_dir.join("warehouse"), deps.clock.clone()).map_err(Failure::work)?;
+                into_delta(&mut deps, &Arc::new(sink));
             }
             Engine::BigQuery => super::cloud::load(&args.place, &mut deps).await?,
         }
@@ -86,6 +78,27 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     report.and_then(|report| report.print(args.options.json)).map_err(failure)
 }
 
+/// What a load works with, before it is said where rows go.
+pub fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
+    Deps {
+        loader: Arc::new(NullLoader),
+        dead_letter_table: None,
+        registry,
+        lookups,
+        state: None,
+        dead_letters: None,
+        settings: Settings::from_env(),
+        owner: format!("contextflow, process {}", std::process::id()),
+        clock,
+    }
+}
+
+/// Rows go to the tables of a local warehouse.
+pub fn into_delta(deps: &mut Deps, sink: &Arc<DeltaSink>) {
+    deps.loader = Arc::clone(sink) as _;
+    deps.dead_letter_table = Some(Arc::clone(sink) as _);
+}
+
 async fn watch(bar: &ProgressBar, progress: &Progress) {
     loop {
         tokio::time::sleep(TICK).await;
@@ -94,7 +107,8 @@ async fn watch(bar: &ProgressBar, progress: &Progress) {
     }
 }
 
-fn failure(error: Error) -> Failure {
+/// The failure of a command.
+pub fn failure(error: Error) -> Failure {
     match error {
         Error::Usage(reason) => Failure::Usage(reason),
         Error::Work(reason) => Failure::Work(reason),

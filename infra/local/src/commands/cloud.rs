@@ -171,8 +171,9 @@ impl Source for Letters {
 }
 
 /// How dead letters of BigQuery go back: events to the topic or publisher `to`, rows to the enriched topic beside it.
-/// Replays are written into BigQuery.
-pub async fn ways(to: Option<&str>, place: &Place) -> Result<Ways, Failure> {
+/// Lines of files go into their tables with `history`. Replays are written into BigQuery.
+pub async fn ways(to: Option<&str>, place: &Place, mut history: Deps) -> Result<Ways, Failure> {
+    load(place, &mut history).await?;
     let settings = Settings::from_env();
     let name = |variable: &str, kind: &str| settings.text(variable, &format!("clickstream-{kind}-topic")).to_string();
     let default = || Ok(format!("pubsub://{}/{}", project(place)?, name("RAW_TOPIC", "raw")));
@@ -181,13 +182,13 @@ pub async fn ways(to: Option<&str>, place: &Place) -> Result<Ways, Failure> {
     let replays = Arc::new(BigQuerySink::new(&of_place, Clock::system()).map_err(Failure::usage)?);
     if to.starts_with("http://") || to.starts_with("https://") {
         let publisher = Arc::new(Address(Target::open(&to, PATIENCE).await?));
-        return Ok(Ways { raw: Topic { name: to, publisher }, enriched: None, replays });
+        return Ok(Ways { raw: Topic { name: to, publisher }, enriched: None, replays, history });
     }
     let (project, _) = to.strip_prefix("pubsub://").and_then(|names| names.split_once('/')).unwrap_or_default();
     let beside = format!("pubsub://{project}/{}", name("ENRICHED_TOPIC", "enriched"));
     let raw = Topic { publisher: topic(&to, PATIENCE).await?, name: to };
     let enriched = Topic { publisher: topic(&beside, PATIENCE).await?, name: beside };
-    Ok(Ways { raw, enriched: Some(enriched), replays })
+    Ok(Ways { raw, enriched: Some(enriched), replays, history })
 }
 
 /// A publisher's address in the place of a topic: a message is a request.

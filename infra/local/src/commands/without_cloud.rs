@@ -38,7 +38,7 @@ pub fn dead_letters(_: &Place) -> Ready<Result<Box<dyn Source>, Failure>> {
 }
 
 /// `contextflow dead-letters replay --warehouse bigquery`.
-pub fn ways(_: Option<&str>, _: &Place) -> Ready<Result<Ways, Failure>> {
+pub fn ways(_: Option<&str>, _: &Place, _: Deps) -> Ready<Result<Ways, Failure>> {
     missing("`--warehouse bigquery` replays through Pub/Sub", "dead-letters replay --warehouse bigquery")
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use shared::clock::Micros;
 use shared::dead_letter::DeadLetter;
-use shared::decode::{self, Code, Problem};
+use shared::decode::{self, Code, Elements, Problem};
 use shared::encode::Splice;
 use shared::event;
+use shared::mapping::Mapping;
 use shared::push;
 use shared::row::Row;
 use shared::schema::{DEFAULT_TYPE, Plan, Registry};
@@ -20,6 +21,8 @@ pub enum Form {
     Raw,
     /// A row, enriched before it failed: the enriched topic. Its system columns stay as they are.
     Enriched,
+    /// A line of a file, or a part of one: into its tables, as the load that met it would have done.
+    History,
 }
 
 /// One event of a letter, ready to go.
@@ -47,25 +50,48 @@ impl Line {
 /// The lines of a letter; the error is why none of it may ever go round again.
 ///
 /// `raw` are its exact bytes. A forwarded copy of Pub/Sub's may hold several events, every other letter one.
-pub fn examine(registry: &Registry, letter: &DeadLetter, raw: &[u8], now: Micros) -> Result<Vec<Line>, &'static str> {
+pub fn examine(registry: &Registry, letter: &DeadLetter, raw: &[u8], now: Micros) -> Result<Vec<Line>, String> {
     if letter.reason == Code::BadEnvelope {
-        return Err("what came was no message of Pub/Sub: send its events to the publisher");
+        return Err("what came was no message of Pub/Sub: send its events to the publisher".into());
     }
-    let streams = |name: &str| registry.streaming(name).is_some();
-    if letter.stage == "backfill" && !letter.event_type.as_deref().is_some_and(streams) {
-        return Err(
-            "a line of a file, not an event of a stream: mend the file and load all of it again, or mend the line in a file \
-             of its own and load that with `contextflow backfill --append`",
-        );
+    if letter.stage == "backfill" {
+        return Ok(vec![history(registry, letter, raw)?]);
     }
     let lines: Vec<_> = push::lines(raw).collect();
     if lines.is_empty() {
-        return Err("it holds no event");
+        return Err("it holds no event".into());
     }
     // The id of a letter is that of its one event.
     let kept = letter.event_id.as_deref().filter(|_| lines.len() == 1);
     let examination = Examination { registry, letter, kept, now };
     Ok(lines.into_iter().map(|(number, text)| examination.line(number, text)).collect())
+}
+
+/// How the lines of a file became rows: by the built-in mapping of their type, or each as an event of a stream.
+///
+/// A type of batches alone may have been loaded with a mapping file, which a letter does not name.
+pub fn mapping_of(registry: &Registry, event_type: &str) -> Result<Mapping, String> {
+    const OTHERWISE: &str = "a line of a file whose type has no built-in mapping: mend the line in a file of its own and \
+                             load that with `contextflow backfill --append`";
+    match Mapping::built_in(event_type, registry) {
+        Some(mapping) => mapping.map_err(|error| error.to_string()),
+        None => registry.streaming(event_type).map(|plan| Mapping::of_one(Arc::clone(plan))).ok_or(OTHERWISE.into()),
+    }
+}
+
+/// The line of a file that a letter keeps, or the line with the part that it keeps.
+fn history(registry: &Registry, letter: &DeadLetter, raw: &[u8]) -> Result<Line, String> {
+    let mapping = mapping_of(registry, letter.event_type.as_deref().unwrap_or_default())?;
+    let within = letter.place.as_ref().and_then(|place| place.within.as_ref());
+    let mut text = within.map_or(raw, |within| within.as_bytes()).to_vec();
+    let problems = backfill::problems(&mapping, &text, within.is_some());
+    let plan = Arc::clone(mapping.source());
+    if let Some(id) = letter.event_id.as_ref().filter(|_| problems.is_empty() && plan.system.is_some()) {
+        let mut named = Splice::new(&String::from_utf8_lossy(&text));
+        named.add("event_id", id);
+        text = named.finish();
+    }
+    Ok(Line { number: 1, plan: Some(plan), form: Form::History, text, problems })
 }
 
 struct Examination<'e> {
@@ -141,12 +167,13 @@ fn decode<'a>(plan: &Plan, form: Form, text: &'a [u8], now: Micros, row: &mut Ro
     match form {
         Form::Raw => decode::event(plan, text, now, row),
         Form::Enriched => decode::row(plan, text, row),
+        Form::History => decode::nested(plan, text, None, row, &mut Elements::default()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shared::dead_letter::{Origin, Reason};
+    use shared::dead_letter::{Origin, Place, Reason};
 
     use super::*;
 
@@ -222,13 +249,32 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_file_goes_back_only_as_an_event_of_a_stream() {
+    fn a_line_of_a_file_goes_back_into_the_tables_of_its_type() {
         let registry = Registry::built_in().unwrap();
-        let of = |kind: Option<&str>| letter("backfill", kind, None, EVENT);
-        for kind in [None, Some("visit"), Some("nothing")] {
+        let of = |kind: Option<&str>| letter("backfill", kind, Some("kept"), EVENT);
+        for kind in [None, Some("session"), Some("nothing")] {
             let refused = examine(&registry, &of(kind), EVENT.as_bytes(), NOW).unwrap_err();
             assert!(refused.contains("backfill --append"), "{refused}");
         }
-        assert!(examined(&of(Some("clickstream")))[0].passes());
+        // Not within the time that a stream takes, and no event of one.
+        let old = of(Some("clickstream"));
+        let lines = examine(&registry, &old, EVENT.replace("2026", "1999").as_bytes(), NOW).unwrap();
+        assert_eq!((lines[0].form, lines[0].passes(), id(&lines[0]).as_str()), (Form::History, true, "kept"));
+        assert_eq!(examined(&of(Some("visit")))[0].problems[0].code, Code::MissingRequired);
+    }
+
+    #[test]
+    fn a_part_of_a_line_is_judged_within_its_line() {
+        let event = |kind: &str| {
+            format!(r#"{{"event":{{"event_type":"{kind}","timestamp":"2024-07-01T09:00:00","details":{{}}}}}}"#)
+        };
+        let within = |kind: &str| {
+            let mut letter = letter("backfill", Some("visit"), None, &event(kind));
+            let within = format!(r#"{{"session_id":"s","user_id":"u","device_type":"d","events":[{}]}}"#, event(kind));
+            letter.place = Some(Place { source: "f".into(), line: 1, byte_offset: 9, within: Some(within) });
+            examined(&letter).remove(0)
+        };
+        assert!(within("page_view").passes());
+        assert_eq!(within("wish").problems[0].code, Code::UnknownType);
     }
 }

@@ -153,10 +153,12 @@ pub async fn letter(source: &dyn Source, id: &str) -> Result<Kept, Failure> {
     )
 }
 
-/// The next selected letters that were not replayed, in the order in which they failed.
+/// The next selected letters that were not replayed and failed until `until`, RFC 3339, in the order in which they
+/// failed.
 async fn page(
     source: &dyn Source,
     selection: &Selection,
+    until: &str,
     after: Option<&DeadLetter>,
 ) -> Result<Vec<DeadLetter>, Failure> {
     let after = after.map_or_else(String::new, |last| {
@@ -164,7 +166,7 @@ async fn page(
         format!("AND (failed_at > TIMESTAMP '{at}' OR (failed_at = TIMESTAMP '{at}' AND dead_letter_id > '{id}'))")
     });
     let sql = format!(
-        "{LETTERS} SELECT * FROM letters WHERE replayed_at IS NULL AND {} {after} \
+        "{LETTERS} SELECT * FROM letters WHERE replayed_at IS NULL AND failed_at <= TIMESTAMP '{until}' AND {} {after} \
          ORDER BY failed_at, dead_letter_id LIMIT {PAGE}",
         selection.sql()?
     );

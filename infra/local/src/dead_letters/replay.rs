@@ -7,17 +7,19 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use backfill::Again;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::clock::Clock;
-use shared::dead_letter::{DeadLetter, REPLAY_OF};
+use shared::dead_letter::{DeadLetter, Place, REPLAY_OF};
 use shared::decode::time::timestamp_text;
+use shared::event;
 use shared::publish::{Attributes, Message, Publisher};
 use shared::schema::{DEAD_LETTER_REPLAY, Plan, Registry};
 use shared::sink::{Batch, Outcome, Sink};
 
-use super::examine::{Form, Line, examine};
+use super::examine::{Form, Line, examine, mapping_of};
 use super::{Selection, Source, page, raw};
 use crate::error::Failure;
 
@@ -41,6 +43,8 @@ pub struct Ways {
     pub enriched: Option<Topic>,
     /// Where it is written down which letters went.
     pub replays: Arc<dyn Sink>,
+    /// What loads lines of files.
+    pub history: backfill::Deps,
 }
 
 /// A topic with its name.
@@ -83,6 +87,8 @@ struct Ready {
     id: String,
     event_id: Option<String>,
     messages: Vec<(Form, Message)>,
+    /// The type and the line, of a letter that a load of files made.
+    again: Option<(String, Again)>,
 }
 
 impl Replay<'_> {
@@ -92,8 +98,10 @@ impl Replay<'_> {
         // A letter may lie there in several copies.
         let mut seen = HashSet::new();
         let mut last: Option<DeadLetter> = None;
+        // What fails again meanwhile is a letter of the next replay.
+        let began = timestamp_text(self.clock.now());
         loop {
-            let letters = page(self.source, selection, last.as_ref()).await?;
+            let letters = page(self.source, selection, &began, last.as_ref()).await?;
             let mut ready = Vec::new();
             for letter in letters.iter().filter(|letter| seen.insert(letter.dead_letter_id.clone())) {
                 summary.letters += 1;
@@ -122,7 +130,7 @@ impl Replay<'_> {
         const STAYS: &str = "not_replayable";
         let stays = |detail: String| (STAYS.to_string(), detail);
         let raw = raw(self.source, letter).await.map_err(|failure| stays(failure.to_string()))?;
-        let lines = examine(self.registry, letter, &raw, self.clock.now()).map_err(|why| stays(why.to_string()))?;
+        let lines = examine(self.registry, letter, &raw, self.clock.now()).map_err(stays)?;
         // Of several events those that fail come back as letters of their own.
         if !lines.iter().any(Line::passes) {
             let problem = lines.into_iter().flat_map(|line| line.problems).next();
@@ -136,8 +144,15 @@ impl Replay<'_> {
             ));
         }
         let events = lines.len() as u64;
-        let event_id = letter.event_id.clone();
-        Ok((Ready { id: letter.dead_letter_id.clone(), event_id, messages: messages(letter, lines) }, events))
+        let (id, event_id) = (letter.dead_letter_id.clone(), letter.event_id.clone());
+        let ready = match lines.as_slice() {
+            [Line { form: Form::History, text, .. }] => {
+                let again = Some((letter.event_type.clone().unwrap_or_default(), line_again(letter, text)));
+                Ready { id, event_id, messages: Vec::new(), again }
+            }
+            _ => Ready { id, event_id, messages: messages(letter, lines), again: None },
+        };
+        Ok((ready, events))
     }
 
     /// Sends letters and marks those that were acknowledged.
@@ -159,6 +174,7 @@ impl Replay<'_> {
                 }
             }
         }
+        self.load(&ready, ways, &mut failed).await;
         let sent = ready.iter().enumerate().filter(|(index, _)| !failed.contains_key(index)).map(|(_, one)| one);
         self.mark(sent, ways).await?;
         match failed.first_key_value() {
@@ -170,6 +186,29 @@ impl Replay<'_> {
         }
     }
 
+    /// Loads lines of files: those of a type at once, or none of them.
+    async fn load(&self, ready: &[Ready], ways: &Ways, failed: &mut BTreeMap<usize, String>) {
+        let mut of_types: BTreeMap<&str, Vec<(usize, Again)>> = BTreeMap::new();
+        for (index, one) in ready.iter().enumerate() {
+            if let Some((event_type, again)) = &one.again {
+                of_types.entry(event_type).or_default().push((index, again.clone()));
+            }
+        }
+        for (event_type, lines) in of_types {
+            let (owners, lines): (Vec<_>, Vec<_>) = lines.into_iter().unzip();
+            // The same letters are the same load: after a crash in its middle they are not loaded twice.
+            let ids: Vec<_> = owners.iter().map(|owner| ready[*owner].id.as_bytes()).collect();
+            let run = event::derived_id(&ids);
+            let loaded = match mapping_of(self.registry, event_type) {
+                Ok(mapping) => backfill::again(&ways.history, &mapping, &format!("replay_{run}"), &lines).await,
+                Err(reason) => Err(backfill::Error::Usage(reason)),
+            };
+            if let Err(error) = loaded {
+                failed.extend(owners.into_iter().map(|owner| (owner, error.to_string())));
+            }
+        }
+    }
+
     async fn mark<'m>(&self, sent: impl Iterator<Item = &'m Ready>, ways: &Ways) -> Result<(), Failure> {
         let plan = self.registry.get(DEAD_LETTER_REPLAY);
         let plan = plan.ok_or_else(|| Failure::work(format!("there is no schema {DEAD_LETTER_REPLAY}")))?;
@@ -177,7 +216,9 @@ impl Replay<'_> {
         let row = |one: &Ready| {
             let is_row = one.messages.first().is_some_and(|(form, _)| *form == Form::Enriched);
             let topic = if is_row { ways.enriched.as_ref() } else { None }.unwrap_or(&ways.raw);
-            let mut row = json!({"dead_letter_id": one.id, "replayed_at": timestamp_text(now), "sent_to": topic.name});
+            let load = one.again.as_ref().map(|(event_type, _)| format!("the tables of {event_type}"));
+            let sent_to = load.unwrap_or_else(|| topic.name.clone());
+            let mut row = json!({"dead_letter_id": one.id, "replayed_at": timestamp_text(now), "sent_to": sent_to});
             if let Some(event_id) = &one.event_id {
                 row["event_id"] = json!(event_id);
             }
@@ -208,6 +249,13 @@ impl Summary {
     }
 }
 
+/// The line of a file that a letter keeps, to be loaded again as `text`.
+fn line_again(letter: &DeadLetter, text: &[u8]) -> Again {
+    let nowhere = || Place { source: letter.dead_letter_id.clone(), line: 1, byte_offset: 0, within: None };
+    let at = letter.place.clone().unwrap_or_else(nowhere);
+    Again { line: Bytes::copy_from_slice(text), is_part: at.within.is_some(), at }
+}
+
 /// Lines of one message.
 struct Pack {
     form: Form,
@@ -231,7 +279,7 @@ fn messages(letter: &DeadLetter, lines: Vec<Line>) -> Vec<(Form, Message)> {
             (REPLAY_OF.to_string(), letter.dead_letter_id.clone()),
         ]);
         match pack.form {
-            Form::Raw => {
+            Form::Raw | Form::History => {
                 attributes.insert("source".into(), "replay".into());
                 attributes.extend(letter.received_at.clone().map(|at| ("received_at".to_string(), at)));
             }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::backfill::config::place;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{self, Next};
@@ -24,7 +25,7 @@ use publisher::ClientAddress;
 use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
-use shared::enrich::{Source, Warm, geo};
+use shared::enrich::{Source, Tables, Warm, geo};
 use shared::metrics::Metrics;
 use shared::publish::Publisher;
 use shared::schema::Registry;
@@ -35,7 +36,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Config as BusConfig, Subscription};
-use crate::commands::generate;
+use crate::commands::{backfill, generate};
 use crate::dead_letters::Local;
 use crate::dead_letters::replay::{Topic, Ways};
 use crate::error::Failure;
@@ -91,7 +92,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let lookups = lookups(args.geo.as_deref(), &clock).await?;
     let listener = listen(args.port).await?;
     let address = listener.local_addr().map_err(Failure::work)?;
-    let pipeline = Pipeline::open(folder, &registry, lookups, args.ip_anonymise, &clock)?;
+    let tables = lookups.tables().await;
+    let pipeline = Pipeline::open(folder, &registry, lookups, tables, args.ip_anonymise, &clock)?;
 
     let stop = CancellationToken::new();
     let server = axum::serve(listener, pipeline.router().into_make_service_with_connect_info::<SocketAddr>())
@@ -163,6 +165,7 @@ impl Pipeline {
         folder: &Path,
         registry: &Arc<Registry>,
         lookups: Arc<Warm>,
+        tables: Tables,
         anonymise: Anonymise,
         clock: &Clock,
     ) -> Result<Self, Failure> {
@@ -181,9 +184,15 @@ impl Pipeline {
         let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
             .map_err(|error| fault("failed to open the bus", &error))?;
         let warehouse_folder = folder.join("warehouse");
-        let tables = DeltaSink::open(&warehouse_folder, clock.clone())
+        let sink = DeltaSink::open(&warehouse_folder, clock.clone())
             .map_err(|error| fault("failed to open the warehouse", &error))?;
-        let tables: Arc<dyn Sink> = Arc::new(tables);
+        let writer = Arc::new(sink);
+        let mut history = backfill::deps(Arc::clone(registry), tables, clock.clone());
+        backfill::into_delta(&mut history, &writer);
+        let letters = folder.join(backfill::LETTERS);
+        let letters = place(&letters.to_string_lossy(), &history.settings).map_err(backfill::failure)?;
+        history.dead_letters = Some(letters);
+        let tables: Arc<dyn Sink> = writer;
         let warehouse = Warehouse::open(&warehouse_folder, registry)
             .map_err(|error| fault("failed to open the warehouse", &error))?;
         let warehouse = Arc::new(warehouse);
@@ -219,7 +228,7 @@ impl Pipeline {
         let dead_letters = DeadLetters {
             local: local.clone(),
             registry: Arc::clone(registry),
-            ways: Ways { raw: back(RAW), enriched: Some(back(ENRICHED)), replays: tables },
+            ways: Ways { raw: back(RAW), enriched: Some(back(ENRICHED)), replays: tables, history },
             clock: clock.clone(),
             folder: std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()),
             turn: Mutex::default(),

@@ -1,12 +1,14 @@
 //! `contextflow dead-letters replay`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use ::backfill::config::place;
 use serde::Deserialize;
 use shared::clock::Clock;
 
-use crate::commands::cloud;
 use crate::commands::query::Engine;
+use crate::commands::{backfill, cloud};
 use crate::dead_letters::Selection;
 use crate::dead_letters::replay::{Replay, Summary};
 use crate::dev::dead_letters::Request;
@@ -60,11 +62,19 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 async fn in_process(args: &Args, to: Option<&str>) -> Result<Summary, Failure> {
-    let registry = args.whose.registry()?;
+    let registry = Arc::new(args.whose.registry()?);
     let source = args.whose.open(&registry).await?;
     let clock = Clock::system();
     let takes_rows = !to.is_some_and(|to| to.starts_with("http://") || to.starts_with("https://"));
-    let ways = if args.dry_run { None } else { Some(cloud::ways(to, &args.whose.place).await?) };
+    let ways = if args.dry_run {
+        None
+    } else {
+        let mut history = backfill::deps(Arc::clone(&registry), crate::commands::lookups(None)?, clock.clone());
+        let letters = args.whose.data_dir.join(backfill::LETTERS);
+        let letters = place(&letters.to_string_lossy(), &history.settings).map_err(backfill::failure)?;
+        history.dead_letters = Some(letters);
+        Some(cloud::ways(to, &args.whose.place, history).await?)
+    };
     let replay = Replay { source: source.as_ref(), registry: &registry, clock: &clock, takes_rows };
     replay.run(&args.selection, ways.as_ref()).await
 }

@@ -1,4 +1,5 @@
-//! Dead letters of `BigQuery` and back through Pub/Sub, by the binary with its feature `cloud`, between emulators.
+//! The operator's commands on the clouds, by the binary with its feature `cloud`, between emulators: history into
+//! `BigQuery`, dead letters of it and back.
 //!
 //! The binary of `cargo test --workspace` has no clouds, so this is for
 //! `cargo test --workspace --features contextflow/cloud,pipeline-tests/cloud`.
@@ -12,7 +13,7 @@ use pipeline_tests::binary::{binary, text};
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use pipeline_tests::{NOW, built_in, parts};
 use serde_json::{Value, json};
-use shared::dead_letter::{DeadLetter, Origin, Reason};
+use shared::dead_letter::{DeadLetter, Origin, Place, Reason};
 use shared::decode::Code;
 use shared::settings::Settings;
 use shared::sink::bigquery::BigQuerySink;
@@ -112,4 +113,49 @@ fn letters_of_bigquery_go_back_through_pubsub_and_are_marked() {
     let again = clouds.dead_letters(&["replay"]);
     assert_eq!((&again["letters"], &again["passing"]), (&json!(1), &json!(0)), "what passed is marked");
     assert!(api.pull("raw-sub").is_empty() && api.pull("enriched-sub").is_empty());
+}
+
+#[test]
+fn history_lands_in_bigquery_and_what_it_left_is_loaded_again() {
+    let (Some(bigquery), Some(pubsub)) = (parts::bqemulator(), parts::pubsub_emulator()) else { return };
+    let clouds = Clouds { bigquery, pubsub };
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path().display().to_string();
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/visits");
+    clouds.run(&["schema", "apply", "--json"]);
+    let count = |table: &str| {
+        clouds.run(&["query", "--warehouse", "bigquery", "--json", &format!("SELECT COUNT(*) AS n FROM {table}")])[0]["n"].as_u64().unwrap()
+    };
+    let counts = || ["clickstream_lake.visits", "clickstream_dw.sessions", "clickstream_dw.pageview_events"].map(count);
+
+    let load = ["backfill", "--json", "--warehouse", "bigquery", "--source", sample, "--data-dir", &data];
+    let report = clouds.run(&load);
+    assert_eq!((&report["rows"]["visits"], &report["rows"]["purchase_events"]), (&json!(20), &json!(6)), "{report}");
+    assert_eq!(counts(), [20, 20, 45]);
+    clouds.run(&load);
+    assert_eq!(counts(), [20, 20, 45], "a run takes the place of the one before");
+
+    let event = r#"{"event":{"event_type":"page_view","timestamp":"2024-07-01T09:00:00","details":{"page_url":"/a"}}}"#;
+    let visit = format!(r#"{{"session_id":"s","user_id":"u","device_type":"d","events":[{event}]}}"#);
+    let letter_of = |raw: &str, within: Option<&str>| {
+        let origin = Origin {
+            stage: "backfill",
+            event_type: Some("visit"),
+            identity: &[raw.as_bytes()],
+            failed_at: NOW,
+            ..Origin::default()
+        };
+        let mut letter =
+            DeadLetter::new(&origin, Reason { code: Code::WrongType, detail: String::new() }, raw.as_bytes());
+        letter.place =
+            Some(Place { source: "f.jsonl".into(), line: 7, byte_offset: 9, within: within.map(Into::into) });
+        letter
+    };
+    clouds.fill(&[letter_of(&visit, None), letter_of(event, Some(&visit)), letter_of("no JSON", None)]);
+    let summary = clouds.dead_letters(&["replay", "--data-dir", &data]);
+    assert_eq!((&summary["letters"], &summary["passing"]), (&json!(3), &json!(2)), "{summary}");
+    assert_eq!(counts(), [21, 21, 47]);
+    let again = clouds.dead_letters(&["replay", "--data-dir", &data]);
+    assert_eq!((&again["letters"], &again["passing"]), (&json!(1), &json!(0)), "what passed is marked");
+    assert_eq!(counts(), [21, 21, 47]);
 }
