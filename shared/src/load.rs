@@ -17,17 +17,35 @@ pub use memory::MemoryLoader;
 pub use null::NullLoader;
 
 use crate::row::Value;
-use crate::schema::Plan;
+use crate::schema::{Granularity, Partition, Plan};
 
 /// How the rows of a run meet those that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The run's rows take the place of all others.
     Replace,
+    /// The run's rows take the place of those whose partition time lies on these days (since 1970-01-01, both ends).
+    ReplaceDays {
+        /// First day.
+        first: i32,
+        /// Last day.
+        last: i32,
+    },
     /// The run's rows are added.
     Append,
     /// As `Replace`, with the tables made anew from their schemas.
     Recreate,
+}
+
+impl Mode {
+    /// Refuses tables that this mode cannot load: the error says which, and why.
+    pub fn check(self, plan: &Plan) -> Result<(), String> {
+        let by_day = |partition: &Partition| matches!(partition.granularity, Granularity::Day | Granularity::Hour);
+        if !matches!(self, Self::ReplaceDays { .. }) || plan.table.partition.as_ref().is_some_and(by_day) {
+            return Ok(());
+        }
+        Err(format!("{} is not partitioned by day: its days cannot be replaced", plan.table.full_name()))
+    }
 }
 
 /// Refuses what is no name of a run; a name becomes a part of those of tables and files.

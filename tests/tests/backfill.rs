@@ -447,7 +447,14 @@ fn history_of_a_streams_type_lands_enriched_and_the_archive_makes_it_anew() {
     assert_eq!(warehouse.one(users), "abcde");
 
     warehouse.load(&file, &["--type", "clickstream"]);
-    warehouse
-        .load(archive, &["--type", "clickstream", "--append", "--from-day", "2026-10-20", "--to-day", "2026-10-21"]);
-    assert_eq!(warehouse.one(users), "abcdu1u2");
+    let days = ["--type", "clickstream", "--from-day", "2026-10-20", "--to-day", "2026-10-21"];
+    for _ in 0..2 {
+        warehouse.load(archive, &days);
+        assert_eq!(warehouse.one(users), "abcdu1u2", "two days are made anew, the others stay");
+    }
+    let only_last = ["--type", "clickstream", "--append", "--from-day", "2026-10-22"];
+    warehouse.load(archive, &only_last);
+    assert_eq!(warehouse.one(users), "abcdeu1u2");
+    let refused = warehouse.backfill(archive, &[&days[..], &["--force-recreate"]].concat());
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
 }

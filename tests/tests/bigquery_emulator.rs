@@ -184,7 +184,7 @@ async fn it_keeps_the_contract_of_a_load() {
         (tables.query(tables_left), tables.query(unpublished))
     });
     let (tables_left, unpublished) = left.await.unwrap();
-    let names = ["load_contract", "purchase_events", "sessions"].map(|name| json!({"table_name": name}));
+    let names = ["load_contract", "load_days", "purchase_events", "sessions"].map(|name| json!({"table_name": name}));
     assert_eq!(tables_left, names);
     assert_eq!(unpublished, [json!({"run": "abandoned"})]);
 }

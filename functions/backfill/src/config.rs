@@ -31,7 +31,7 @@ pub struct Options {
     /// Load the lines as events of this type into its own table, enriched as the stream does
     #[arg(long = "type", value_name = "TYPE|FILE")]
     pub event_type: Option<String>,
-    /// With `--source archive`: the first day, 2026-10-20; `--to-day` is the last
+    /// With `--source archive`: only from this day on, 2026-10-20; the other days stay as they are
     #[arg(long, value_name = "DAY", requires = "event_type")]
     pub from_day: Option<String>,
     /// With `--source archive`: the last day
@@ -78,7 +78,7 @@ pub enum Target {
 impl Options {
     /// What a run is to do. `archive` is where the archive lies, for `--source archive`.
     pub fn request(&self, registry: &mut Registry, archive: Option<&str>) -> Result<Request, Error> {
-        let mode = match (self.append, self.force_recreate) {
+        let mut mode = match (self.append, self.force_recreate) {
             (true, _) => Mode::Append,
             (_, true) => Mode::Recreate,
             _ => Mode::Replace,
@@ -93,9 +93,16 @@ impl Options {
                 return Err(Error::Usage("--source archive: say of which stream, with --type TYPE".into()));
             }
             let days = self.days()?;
-            if days.is_some() && mode != Mode::Append {
-                let reason = "--from-day: a range of days is added to what is there; give --append";
-                return Err(Error::Usage(reason.into()));
+            if let Some((first, last)) = days {
+                match mode {
+                    Mode::Recreate => {
+                        let reason = "--from-day keeps the other days, --force-recreate does not; give one of them";
+                        return Err(Error::Usage(reason.into()));
+                    }
+                    Mode::Replace => mode = Mode::ReplaceDays { first, last },
+                    _ => {}
+                }
+                mode.check(plan).map_err(|reason| Error::Usage(format!("--from-day: {reason}; give --append")))?;
             }
             (format!("{}/{}", archive.trim_end_matches('/'), plan.event_type), Form::Archive { days })
         } else {

@@ -215,6 +215,7 @@ impl Run<'_> {
             tables: mapping.tables.iter().map(|plan| plan.table.full_name()).collect(),
             mode: match mode {
                 Mode::Replace => "replace",
+                Mode::ReplaceDays { .. } => "replace days",
                 Mode::Append => "append",
                 Mode::Recreate => "recreate",
             }

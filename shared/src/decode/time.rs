@@ -234,6 +234,13 @@ fn push_two(value: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(&[digit(value / 10), digit(value)]);
 }
 
+/// Days since 1970-01-01 as text, `2026-10-20`.
+pub fn date_text(days: i32) -> String {
+    let mut out = Vec::with_capacity(10);
+    write_date(days, &mut out);
+    String::from_utf8(out).unwrap_or_default()
+}
+
 /// A timestamp as text, `2026-10-20T00:15:02.920Z`.
 pub fn timestamp_text(micros: Micros) -> String {
     let mut out = Vec::with_capacity(27);

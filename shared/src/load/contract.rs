@@ -12,7 +12,8 @@ use crate::schema::{Plan, Registry, compile};
 use crate::sink::contract::values;
 
 /// Runs the suite on tables without rows. `rows` answers all rows of a plan's table, in any order, as objects that
-/// [`decode::row`] takes; the tables are those of the visits, and `clickstream_dw.load_contract`.
+/// [`decode::row`] takes; the tables are those of the visits, and `load_contract` and
+/// `load_days` of `clickstream_dw`.
 pub async fn suite(loader: &dyn Loader, rows: impl AsyncFn(&Plan) -> Vec<Json>) {
     let suite = Suite { loader, tables: tables(), rows };
     suite.what_is_staged_is_seen_once_it_is_published().await;
@@ -23,6 +24,7 @@ pub async fn suite(loader: &dyn Loader, rows: impl AsyncFn(&Plan) -> Vec<Json>) 
     suite.a_repeated_publish_changes_nothing(Mode::Replace).await;
     suite.a_table_without_rows_in_the_run_is_emptied().await;
     suite.recreate_follows_the_schema().await;
+    suite.of_days_the_others_stay().await;
 }
 
 struct Suite<'l, R> {
@@ -170,6 +172,28 @@ impl<R: AsyncFn(&Plan) -> Vec<Json>> Suite<'_, R> {
         for (table, plan) in self.tables.iter().enumerate() {
             assert_eq!(self.read(plan).await.len(), usize::from(table == 1), "{}", plan.table.full_name());
         }
+    }
+
+    async fn of_days_the_others_stay(&self) {
+        let text = r#"{"event_type": "load_days", "version": "1-0-0", "ingest": "batch", "table": {"dataset": "clickstream_dw",
+            "name": "load_days", "time_partitioning": {"type": "DAY", "field": "at"}},
+            "columns": [{"name": "at", "type": "TIMESTAMP"}, {"name": "number", "type": "INTEGER"}]}"#;
+        let plan = Arc::new(compile("load_days.json", text).unwrap());
+        let line = |day: u32, number: u32| format!(r#"{{"at":"1970-01-0{day}T23:59:59Z","number":{number}}}"#);
+        let load = async |run: &str, mode: Mode, rows: &[(u32, u32)]| {
+            let mut load = self.loader.begin(run, std::slice::from_ref(&plan), mode, None).await.unwrap();
+            for (day, number) in rows {
+                add(&mut *load, 0, &plan, &line(*day, *number));
+            }
+            load.publish().await.unwrap();
+        };
+        load("all_days", Mode::Replace, &[(1, 1), (2, 1), (3, 1), (4, 1)]).await;
+        load("two_days", Mode::ReplaceDays { first: 1, last: 2 }, &[(3, 2)]).await;
+        let expected = [(1, 1), (3, 2), (4, 1)].map(|(day, number)| Bytes::from(line(day, number)));
+        assert_eq!(self.read(&plan).await, values(&plan, &expected));
+
+        let mode = Mode::ReplaceDays { first: 1, last: 2 };
+        assert!(self.loader.begin("no_days", &self.tables, mode, None).await.is_err(), "they have no days");
     }
 
     async fn recreate_follows_the_schema(&self) {

@@ -1,15 +1,17 @@
 //! Tables in memory, for tests and measurements: a load into them keeps the port's promises.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Load, Loader, Mode};
-use crate::encode;
-use crate::row::Value;
+use crate::clock::DAY;
+use crate::row::{Row, Value};
 use crate::schema::Plan;
+use crate::{decode, encode};
 
 type Tables = BTreeMap<String, Vec<Bytes>>;
 
@@ -55,6 +57,7 @@ impl Loader for MemoryLoader {
         mode: Mode,
         checkpoint: Option<&serde_json::Value>,
     ) -> Result<Box<dyn Load>, String> {
+        tables.iter().try_for_each(|plan| mode.check(plan))?;
         let rows = match checkpoint {
             None => Tables::new(),
             Some(number) => self
@@ -69,6 +72,18 @@ impl Loader for MemoryLoader {
         let loader = self.clone();
         Ok(Box::new(MemoryLoad { loader, run: run.into(), plans: tables.to_vec(), mode, rows, held: 0 }))
     }
+}
+
+/// Whether a row's partition time lies on one of the days.
+fn is_of(plan: &Plan, line: &[u8], days: RangeInclusive<i32>) -> bool {
+    let mut row = Row::default();
+    let is_row = decode::row(plan, line, &mut row).is_ok();
+    let time = plan
+        .table
+        .partition
+        .filter(|_| is_row)
+        .and_then(|partition| row.values.get(partition.column)?.partition_time());
+    time.is_some_and(|time| (i64::from(*days.start())..=i64::from(*days.end())).contains(&time.div_euclid(DAY)))
 }
 
 struct MemoryLoad {
@@ -126,8 +141,10 @@ impl Load for MemoryLoad {
             for plan in &self.plans {
                 let rows = self.rows.remove(&plan.event_type).unwrap_or_default();
                 let shown = state.shown.entry(plan.event_type.clone()).or_default();
-                if self.mode != Mode::Append {
-                    shown.clear();
+                match self.mode {
+                    Mode::Append => {}
+                    Mode::Replace | Mode::Recreate => shown.clear(),
+                    Mode::ReplaceDays { first, last } => shown.retain(|row| !is_of(plan, row, first..=last)),
                 }
                 shown.extend(rows);
             }

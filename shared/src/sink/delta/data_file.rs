@@ -52,7 +52,7 @@ impl Part {
     pub(super) fn folder(self) -> String {
         match self {
             Self::Whole => String::new(),
-            Self::Date(Some(days)) => format!("{PARTITION_DATE}={}", date_text(days)),
+            Self::Date(Some(days)) => format!("{PARTITION_DATE}={}", time::date_text(days)),
             Self::Date(None) => format!("{PARTITION_DATE}={NULL_FOLDER}"),
         }
     }
@@ -61,7 +61,7 @@ impl Part {
     pub(super) fn values(self) -> HashMap<String, Option<String>> {
         match self {
             Self::Whole => HashMap::new(),
-            Self::Date(days) => HashMap::from([(PARTITION_DATE.to_string(), days.map(date_text))]),
+            Self::Date(days) => HashMap::from([(PARTITION_DATE.to_string(), days.map(time::date_text))]),
         }
     }
 
@@ -82,12 +82,6 @@ fn first_date(date: i32, granularity: Granularity) -> i32 {
         Granularity::Month => time::days_from_civil(year, month, 1),
         Granularity::Year => time::days_from_civil(year, 1, 1),
     }
-}
-
-fn date_text(days: i32) -> String {
-    let mut text = Vec::with_capacity(10);
-    time::write_date(days, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// A data file that is not on disk yet.

@@ -119,6 +119,7 @@ impl Loader for BigQueryLoader {
         checkpoint: Option<&Json>,
     ) -> Result<Box<dyn Load>, String> {
         check_run(run)?;
+        tables.iter().try_for_each(|plan| mode.check(plan))?;
         let Checkpoint { segments, rows } = match checkpoint {
             Some(json) => {
                 Checkpoint::deserialize(json).map_err(|error| format!("no checkpoint of BigQuery: {error}"))?

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::staging::Staging;
+use crate::decode::time::date_text;
 use crate::load::Mode;
 use crate::schema::Plan;
 
@@ -20,6 +21,7 @@ impl Sql<'_> {
     pub(super) fn begin(&self, mode: Mode) -> String {
         let mode = match mode {
             Mode::Replace => "replace",
+            Mode::ReplaceDays { .. } => "replace days",
             Mode::Append => "append",
             Mode::Recreate => "recreate",
         };
@@ -50,8 +52,13 @@ impl Sql<'_> {
         );
         for (plan, staging) in tables {
             let target = self.table(&staging.of);
-            if mode != Mode::Append {
-                let _ = writeln!(script, "DELETE FROM {target} WHERE {};", every_row(plan));
+            let replaced = match mode {
+                Mode::Append => None,
+                Mode::Replace | Mode::Recreate => Some(every_row(plan)),
+                Mode::ReplaceDays { first, last } => Some(rows_of_days(plan, first, last)),
+            };
+            if let Some(rows) = replaced {
+                let _ = writeln!(script, "DELETE FROM {target} WHERE {rows};");
             }
             let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
             let (columns, staged) = (columns.join(", "), self.table(&staging.name));
@@ -76,6 +83,13 @@ fn every_row(plan: &Plan) -> String {
     let Some(column) = plan.partition_column() else { return "TRUE".into() };
     let (name, day) = (&column.name, format!("{} '2000-01-01'", column.kind.name()));
     format!("`{name}` < {day} OR `{name}` >= {day} OR `{name}` IS NULL")
+}
+
+/// A condition that the rows of these days meet, both ends among them.
+fn rows_of_days(plan: &Plan, first: i32, last: i32) -> String {
+    let Some(column) = plan.partition_column() else { return "FALSE".into() };
+    let (name, kind) = (&column.name, column.kind.name());
+    format!("`{name}` >= {kind} '{}' AND `{name}` < {kind} '{}'", date_text(first), date_text(last + 1))
 }
 
 #[cfg(test)]
@@ -108,6 +122,16 @@ mod tests {
         END IF;
         COMMIT TRANSACTION;
         ");
+    }
+
+    #[test]
+    fn of_days_only_their_rows_are_replaced() {
+        let plan = plan(r#", "time_partitioning": {"type": "DAY", "field": "day"}"#);
+        let script =
+            SQL.publish(&[(&plan, &Staging::new(&plan, "r1"))], Mode::ReplaceDays { first: 58, last: 59 }, &[7]);
+        let expected =
+            "DELETE FROM `example.com:p.shop.sales` WHERE `day` >= DATE '1970-02-28' AND `day` < DATE '1970-03-02';";
+        assert!(script.contains(expected), "{script}");
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl DeltaSink {
         self.recover().await?;
         let refused = |reason: String| DeltaError::Load { run: run.into(), reason };
         check_run(run).map_err(refused)?;
+        plans.iter().try_for_each(|plan| mode.check(plan)).map_err(refused)?;
         let mut staged: Checkpoint = match checkpoint {
             Some(checkpoint) => serde_json::from_value(checkpoint.clone())
                 .map_err(|error| refused(format!("its checkpoint cannot be read: {error}; start it anew")))?,

@@ -27,6 +27,9 @@ pub(in super::super) struct Change {
     pub(in super::super) version: u64,
     /// Whether the files take the place of all others.
     pub(in super::super) replaces: bool,
+    /// First and last day (since 1970-01-01) of the only ones whose files they take the place of.
+    #[serde(default)]
+    pub(in super::super) days: Option<(i32, i32)>,
     /// Protocol and metadata of a table that is made anew.
     pub(in super::super) definition: Vec<Action>,
     /// Under the paths that they are to have.

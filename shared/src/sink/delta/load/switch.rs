@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use tracing::info;
 
 use super::super::DeltaError;
+use super::super::data_file::Part;
 use super::super::files::Files;
 use super::super::layout;
 use super::super::log::{self, State};
@@ -122,13 +123,14 @@ impl Table {
         let state = slot.state.as_ref().ok_or_else(|| self.gone())?;
         let definition = match mode {
             Mode::Recreate => layout::remake(plan, state, &self.options),
-            Mode::Replace | Mode::Append => Ok(Vec::new()),
+            Mode::Replace | Mode::ReplaceDays { .. } | Mode::Append => Ok(Vec::new()),
         };
         Ok(Change {
             dataset: plan.table.dataset.clone(),
             name: plan.table.name.clone(),
             version: state.version,
             replaces: mode != Mode::Append,
+            days: if let Mode::ReplaceDays { first, last } = mode { Some((first, last)) } else { None },
             definition: definition.map_err(|fault| fault.into_delta(&self.name))?,
             files,
         })
@@ -180,7 +182,13 @@ fn actions(run: &str, change: &Change, state: &State, now: Micros) -> Vec<Action
     let mut actions = vec![Action::Txn(log::load_mark(run, now))];
     actions.extend(change.definition.iter().cloned());
     if change.replaces {
-        let removed = state.files.iter().flat_map(|(part, files)| files.iter().map(move |file| (*part, file)));
+        let is_replaced = |part: &Part| match (change.days, part) {
+            (None, _) => true,
+            (Some((first, last)), Part::Date(Some(day))) => (first..=last).contains(day),
+            (Some(_), _) => false,
+        };
+        let parts = state.files.iter().filter(|(part, _)| is_replaced(part));
+        let removed = parts.flat_map(|(part, files)| files.iter().map(move |file| (*part, file)));
         actions.extend(removed.map(|(part, file)| Action::Remove(log::tombstone(part, file, true, now))));
     }
     actions.extend(change.files.iter().cloned().map(Action::Add));
