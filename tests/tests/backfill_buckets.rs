@@ -78,6 +78,18 @@ fn visits_of_a_bucket_land_and_a_killed_run_keeps_others_out_for_a_minute() {
     assert_eq!(letter["source"], format!("s3://{BUCKET}/in/{second}.gz"));
     assert_eq!(bucket.get(&format!("state/runs/{run}.json"))["state"], "done");
 
+    // Cloud Storage is listed and read by the same requests as S3, without a login where an emulator is named.
+    let other = tempfile::tempdir().unwrap();
+    let output = Command::new(binary())
+        .args(["backfill", "--json", "--source", &format!("gs://{BUCKET}/in/visits-*"), "--data-dir"])
+        .arg(other.path())
+        .env("STORAGE_ENDPOINT", &server.url)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let from_google: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&from_google["rows"], &from_google["dead_letters"]), (&report["rows"], &report["dead_letters"]));
+
     let output = backfill(&server, &data, &format!("s3://{BUCKET}/nothing/"), &[]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
 
