@@ -91,7 +91,8 @@ pub trait Load: Send {
     async fn checkpoint(&mut self) -> Result<serde_json::Value, String>;
 
     /// Shows the rows of the run, of all tables at once. Durable when it returns; repeated after a crash in its middle
-    /// (begin with the last checkpoint, publish) it ends in the same state.
+    /// (begin with the last checkpoint, publish) it ends in the same state, and so does a repetition of the whole run under
+    /// the same name that takes a checkpoint and begins with it before it publishes.
     async fn publish(self: Box<Self>) -> Result<(), String>;
 
     /// Removes what was staged; the tables stay as they were.

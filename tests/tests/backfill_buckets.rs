@@ -79,6 +79,15 @@ fn visits_of_a_bucket_land_and_a_killed_run_keeps_others_out_for_a_minute() {
     assert_eq!(bucket.get(&format!("state/runs/{run}.json"))["state"], "done");
 
     // Cloud Storage is listed and read by the same requests as S3, without a login where an emulator is named.
+    for name in [first.to_string(), format!("{second}.gz")] {
+        let acl = format!("{}/{BUCKET}/in/{name}?acl", server.url);
+        let opened = reqwest::blocking::Client::new().put(acl).header("x-amz-acl", "public-read");
+        // The server looks whether there is a signature, not at it.
+        let opened =
+            opened.header("authorization", "AWS4-HMAC-SHA256 Credential=key/20261127/us-east-1/s3/aws4_request");
+        let opened = opened.send().unwrap();
+        assert!(opened.status().is_success(), "{opened:?}");
+    }
     let other = tempfile::tempdir().unwrap();
     let output = Command::new(binary())
         .args(["backfill", "--json", "--source", &format!("gs://{BUCKET}/in/visits-*"), "--data-dir"])

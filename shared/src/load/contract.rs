@@ -161,6 +161,12 @@ impl<R: AsyncFn(&Plan) -> Vec<Json>> Suite<'_, R> {
         let checkpoint = load.checkpoint().await.unwrap();
         load.publish().await.unwrap();
         self.begin(run, mode, Some(&checkpoint)).await.publish().await.unwrap();
+        // All of it anew, by whoever does not know how far it came.
+        let mut load = self.begin(run, mode, None).await;
+        self.add(&mut *load, 400..410);
+        let checkpoint = load.checkpoint().await.unwrap();
+        drop(load);
+        self.begin(run, mode, Some(&checkpoint)).await.publish().await.unwrap();
         let before = if mode == Mode::Append { 0..3 } else { 0..0 };
         self.shows(before.chain(400..410)).await;
     }
