@@ -270,19 +270,22 @@ fn without_permission_nothing_changes() {
     std::os::unix::fs::PermissionsExt::set_mode(&mut open, 0o777);
     std::fs::set_permissions(warehouse.0.path(), open.clone()).unwrap();
     std::fs::set_permissions(folder.path(), open).unwrap();
-    // The tests may be run by root, whom nothing is closed to.
-    let output = Command::new(setpriv)
-        .args(["--reuid=65534", "--clear-groups"])
-        .arg(binary())
-        .args(warehouse.arguments(folder.path(), &[]))
-        .output()
-        .unwrap();
-    let error = text(&output.stderr);
-    if error.contains("setpriv") {
-        return println!("skipped: {error}");
+    // The file is met while it is read, or named and refused at once.
+    for (source, code) in [(folder.path(), 1), (&file, 2)] {
+        // The tests may be run by root, whom nothing is closed to.
+        let output = Command::new(&setpriv)
+            .args(["--reuid=65534", "--clear-groups"])
+            .arg(binary())
+            .args(warehouse.arguments(source, &[]))
+            .output()
+            .unwrap();
+        let error = text(&output.stderr);
+        if error.contains("setpriv") {
+            return println!("skipped: {error}");
+        }
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        assert!(error.contains("a.jsonl") && error.contains("denied"), "{error}");
     }
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("a.jsonl") && error.contains("denied"), "{error}");
 }
 
 /// So many times the sample's visits, in files of a few days.

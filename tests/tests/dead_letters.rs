@@ -277,12 +277,16 @@ fn broken_lines_of_a_load_come_in_by_a_mended_schema() {
         visit(r#""session_id":"in part""#, &[event, bare, &hopeless]),
         visit(r#""sid":"renamed""#, &[event, event, &hopeless]),
         "no JSON\n".into(),
+        visit(&format!(r#""session_id":"large","user_agent":{}"#, "[".repeat(300_000)), &[]),
     ];
     std::fs::write(&file, lines.concat()).unwrap();
     let report = json_of(["backfill", "--json", "--source", &file.display().to_string(), "--data-dir", &data]);
-    assert_eq!((&report["rows"]["sessions"], &report["dead_letters"]), (&json!(2), &json!(4)));
+    assert_eq!((&report["rows"]["sessions"], &report["dead_letters"]), (&json!(2), &json!(5)));
     pipeline.dev.start_again();
-    assert_eq!(pipeline.replay(&[])["passing"], 0);
+    let summary = pipeline.replay(&[]);
+    assert_eq!(summary["passing"], 0);
+    let large = summary["left"].as_array().unwrap().iter().find(|left| left["reason"] == "not_replayable").unwrap();
+    assert!(large["detail"].as_str().unwrap().contains("visits.jsonl#bytes="), "{large}");
 
     mended_visit(pipeline.schemas.path(), |schema| {
         schema["aliases"] = json!({"session_id": ["sid"]});
@@ -291,9 +295,9 @@ fn broken_lines_of_a_load_come_in_by_a_mended_schema() {
     pipeline.dev.interrupt();
     pipeline.dev.start_again();
     let dry = pipeline.dry_run(&["--stage", "backfill"]);
-    assert_eq!((&dry["letters"], &dry["passing"]), (&json!(4), &json!(2)), "{dry}");
+    assert_eq!((&dry["letters"], &dry["passing"]), (&json!(5), &json!(2)), "{dry}");
     let summary = pipeline.replay(&[]);
-    assert_eq!((&summary["letters"], &summary["passing"]), (&json!(4), &json!(2)), "{summary}");
+    assert_eq!((&summary["letters"], &summary["passing"]), (&json!(5), &json!(2)), "{summary}");
 
     let count =
         |table: &str| pipeline.dev.query(&format!("SELECT count(*) AS n FROM {table}"))[0]["n"].as_u64().unwrap();
@@ -305,7 +309,7 @@ fn broken_lines_of_a_load_come_in_by_a_mended_schema() {
     let again = pipeline.replay(&[]);
     assert_eq!(
         (&again["letters"], &again["passing"]),
-        (&json!(3), &json!(0)),
+        (&json!(4), &json!(0)),
         "with the part of the mended line that fails"
     );
     assert_eq!(counts(), [3, 3, 5]);

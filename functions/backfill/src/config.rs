@@ -123,17 +123,21 @@ impl Options {
     }
 
     fn mapping(&self, registry: &mut Registry) -> Result<Mapping, Error> {
-        let read = |file: &str| std::fs::read_to_string(file).map_err(|error| Error::Usage(format!("{file}: {error}")));
+        let read = |file: &str, kind: &str| {
+            let fault =
+                |error| Error::Usage(format!("`{file}`: no {kind} of this name is built in, and as a file: {error}"));
+            std::fs::read_to_string(file).map_err(fault)
+        };
         let Some(name) = &self.event_type else {
             let mapping = match Mapping::built_in(&self.mapping, registry) {
                 Some(mapping) => mapping,
-                None => shared::mapping::compile(&self.mapping, &read(&self.mapping)?, registry),
+                None => shared::mapping::compile(&self.mapping, &read(&self.mapping, "mapping")?, registry),
             };
             return mapping.map_err(|error| Error::Usage(error.to_string()));
         };
         let plan = match registry.get(name) {
             Some(plan) => plan.clone(),
-            None => registry.add(name, &read(name)?).map_err(|error| Error::Usage(error.to_string()))?,
+            None => registry.add(name, &read(name, "type")?).map_err(|error| Error::Usage(error.to_string()))?,
         };
         if plan.ingest == Ingest::Internal {
             return Err(Error::Usage(format!("--type {name}: the pipeline alone writes this table")));

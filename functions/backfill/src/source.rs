@@ -62,14 +62,18 @@ pub async fn list(uri: &str, settings: &Settings) -> Result<Listing, Error> {
         listing.files.retain(|file| pattern.matches_with(&relative(&file.path, &base.path), options));
         return if listing.files.is_empty() { Err(missing()) } else { Ok(listing) };
     }
-    if let Ok(object) = base.store.head(&base.path).await {
-        return Ok(Listing { files: vec![SourceFile::new(&base, object, base.uri.clone())], left_out: Vec::new() });
-    }
+    let no_object = match base.store.head(&base.path).await {
+        Ok(object) => {
+            return Ok(Listing { files: vec![SourceFile::new(&base, object, base.uri.clone())], left_out: Vec::new() });
+        }
+        Err(error) => error,
+    };
     let files = under(&base).await?;
-    if files.is_empty() {
-        return Err(missing());
+    match no_object {
+        _ if !files.is_empty() => Ok(pick(files)),
+        object_store::Error::NotFound { .. } => Err(missing()),
+        error => Err(Error::Usage(format!("{uri}: {error}; nothing was changed"))),
     }
-    Ok(pick(files))
 }
 
 /// A place that is there: of this machine by its real path, as a bucket knows no `..` and no links.

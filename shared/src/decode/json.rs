@@ -397,7 +397,7 @@ fn unescape(raw: &str) -> Option<String> {
     Some(text)
 }
 
-/// The character of `\uXXXX`, or of two of them that are a surrogate pair, and the length of its escape.
+/// The character of `\u` with four digits, or of two of them that are a surrogate pair, and the length of its escape.
 fn unicode_escape(escape: &str) -> Option<(char, usize)> {
     let unit = |from: usize| u32::from_str_radix(escape.get(from + 2..from + 6)?, 16).ok();
     let high = unit(0)?;

@@ -1,6 +1,6 @@
 //! `contextflow backfill`: files of JSON lines into the tables of the local warehouse, or of BigQuery.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::query::Engine;
 use crate::error::Failure;
 
 /// Where dead letters lie in a local pipeline's data.
-pub const LETTERS: &str = "bucket/dead-letter/backfill";
+const LETTERS: &str = "bucket/dead-letter/backfill";
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -79,7 +79,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// What a load works with, before it is said where rows go.
-pub fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
+fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
     Deps {
         loader: Arc::new(NullLoader),
         dead_letter_table: None,
@@ -91,6 +91,13 @@ pub fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
         owner: format!("contextflow, process {}", std::process::id()),
         clock,
     }
+}
+
+/// The same for dead letters that are loaded again; those that fail once more lie beside the others.
+pub fn history(data_dir: &Path, registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Result<Deps, Failure> {
+    let deps = deps(registry, lookups, clock);
+    let letters = place(&data_dir.join(LETTERS).to_string_lossy(), &deps.settings).map_err(failure)?;
+    Ok(Deps { dead_letters: Some(letters), ..deps })
 }
 
 /// Rows go to the tables of a local warehouse.
@@ -107,8 +114,7 @@ async fn watch(bar: &ProgressBar, progress: &Progress) {
     }
 }
 
-/// The failure of a command.
-pub fn failure(error: Error) -> Failure {
+fn failure(error: Error) -> Failure {
     match error {
         Error::Usage(reason) => Failure::Usage(reason),
         Error::Work(reason) => Failure::Work(reason),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use serde::Serialize;
 use shared::clock::Micros;
 use shared::dead_letter::DeadLetter;
-use shared::decode::{self, Code, Elements, Problem};
+use shared::decode::{self, Code, Problem};
 use shared::encode::Splice;
 use shared::event;
 use shared::mapping::Mapping;
 use shared::push;
 use shared::row::Row;
 use shared::schema::{DEFAULT_TYPE, Plan, Registry};
+
+use super::BACKFILL;
 
 /// On which topic a line belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,7 +56,7 @@ pub fn examine(registry: &Registry, letter: &DeadLetter, raw: &[u8], now: Micros
     if letter.reason == Code::BadEnvelope {
         return Err("what came was no message of Pub/Sub: send its events to the publisher".into());
     }
-    if letter.stage == "backfill" {
+    if letter.stage == BACKFILL {
         return Ok(vec![history(registry, letter, raw)?]);
     }
     let lines: Vec<_> = push::lines(raw).collect();
@@ -164,11 +166,7 @@ fn form<'a>(letter: &DeadLetter, plan: &Plan, text: &'a [u8], row: &mut Row<'a>)
 }
 
 fn decode<'a>(plan: &Plan, form: Form, text: &'a [u8], now: Micros, row: &mut Row<'a>) -> Result<(), Problem> {
-    match form {
-        Form::Raw => decode::event(plan, text, now, row),
-        Form::Enriched => decode::row(plan, text, row),
-        Form::History => decode::nested(plan, text, None, row, &mut Elements::default()),
-    }
+    if form == Form::Enriched { decode::row(plan, text, row) } else { decode::event(plan, text, now, row) }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use shared::sink::delta::{QueryError, Warehouse};
 use crate::commands::query::rows_of;
 use crate::error::Failure;
 
+/// The stage of letters that a load of files made.
+const BACKFILL: &str = "backfill";
 /// Letters of one page of a replay: each may bring 256 KB along.
 const PAGE: usize = 200;
 
@@ -188,6 +190,12 @@ fn read<T: serde::de::DeserializeOwned>(row: Map<String, Value>) -> Result<T, Fa
 /// The exact bytes of a letter, wherever they lie.
 pub async fn raw(source: &dyn Source, letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
     if let Some(uri) = &letter.raw_uri {
+        if letter.stage == BACKFILL {
+            return Err(Failure::usage(format!(
+                "over 256 KB, of which the letter has the beginning; the whole is {uri}: mend it there and load the file again, \
+                 or in a file of its own and load that with `contextflow backfill --append`"
+            )));
+        }
         return source.object(uri).await;
     }
     let broken = || Failure::work(format!("the raw text of dead letter {} is no base64", letter.dead_letter_id));

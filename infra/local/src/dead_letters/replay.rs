@@ -278,15 +278,12 @@ fn messages(letter: &DeadLetter, lines: Vec<Line>) -> Vec<(Form, Message)> {
             ("event_type".to_string(), pack.plan.event_type.clone()),
             (REPLAY_OF.to_string(), letter.dead_letter_id.clone()),
         ]);
-        match pack.form {
-            Form::Raw | Form::History => {
-                attributes.insert("source".into(), "replay".into());
-                attributes.extend(letter.received_at.clone().map(|at| ("received_at".to_string(), at)));
-            }
-            Form::Enriched => {
-                attributes.insert("rows".into(), pack.lines.len().to_string());
-                attributes.insert("schema_version".into(), pack.plan.version.clone());
-            }
+        if pack.form == Form::Enriched {
+            attributes.insert("rows".into(), pack.lines.len().to_string());
+            attributes.insert("schema_version".into(), pack.plan.version.clone());
+        } else {
+            attributes.insert("source".into(), "replay".into());
+            attributes.extend(letter.received_at.clone().map(|at| ("received_at".to_string(), at)));
         }
         (pack.form, Message { data: pack.lines.join(&b'\n').into(), attributes })
     };

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::backfill::config::place;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{self, Next};
@@ -184,14 +183,11 @@ impl Pipeline {
         let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
             .map_err(|error| fault("failed to open the bus", &error))?;
         let warehouse_folder = folder.join("warehouse");
-        let sink = DeltaSink::open(&warehouse_folder, clock.clone())
+        let writer = DeltaSink::open(&warehouse_folder, clock.clone())
             .map_err(|error| fault("failed to open the warehouse", &error))?;
-        let writer = Arc::new(sink);
-        let mut history = backfill::deps(Arc::clone(registry), tables, clock.clone());
+        let writer = Arc::new(writer);
+        let mut history = backfill::history(folder, Arc::clone(registry), tables, clock.clone())?;
         backfill::into_delta(&mut history, &writer);
-        let letters = folder.join(backfill::LETTERS);
-        let letters = place(&letters.to_string_lossy(), &history.settings).map_err(backfill::failure)?;
-        history.dead_letters = Some(letters);
         let tables: Arc<dyn Sink> = writer;
         let warehouse = Warehouse::open(&warehouse_folder, registry)
             .map_err(|error| fault("failed to open the warehouse", &error))?;

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::backfill::config::place;
 use serde::Deserialize;
 use shared::clock::Clock;
 
 use crate::commands::query::Engine;
-use crate::commands::{backfill, cloud};
+use crate::commands::{self, backfill, cloud};
 use crate::dead_letters::Selection;
 use crate::dead_letters::replay::{Replay, Summary};
 use crate::dev::dead_letters::Request;
@@ -69,10 +68,8 @@ async fn in_process(args: &Args, to: Option<&str>) -> Result<Summary, Failure> {
     let ways = if args.dry_run {
         None
     } else {
-        let mut history = backfill::deps(Arc::clone(&registry), crate::commands::lookups(None)?, clock.clone());
-        let letters = args.whose.data_dir.join(backfill::LETTERS);
-        let letters = place(&letters.to_string_lossy(), &history.settings).map_err(backfill::failure)?;
-        history.dead_letters = Some(letters);
+        let (registry, lookups) = (Arc::clone(&registry), commands::lookups(None)?);
+        let history = backfill::history(&args.whose.data_dir, registry, lookups, clock.clone())?;
         Some(cloud::ways(to, &args.whose.place, history).await?)
     };
     let replay = Replay { source: source.as_ref(), registry: &registry, clock: &clock, takes_rows };
