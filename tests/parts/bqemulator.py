@@ -1,4 +1,4 @@
-"""Starts bqemulator with three faults of its Storage Write API mended.
+"""Starts bqemulator with four faults of its Storage Write API mended.
 
     python tests/parts/bqemulator.py --rest-port 9050 --grpc-port 9060
 
@@ -10,11 +10,14 @@ All are patched from outside, so that the package stays as PyPI has it:
 3. The threads of gRPC use DuckDB's one connection while queries use it from the event loop: now and then both stand still
    for ever, each with a lock that the other waits for. Here each thread reads through a cursor of its own, as DuckDB
    wants it, and appends go through the event loop.
+4. Every stream of appends holds a thread, that of a client that was killed for ever, and there are six on two processors:
+   after the second kill no append is answered any more. Here there are more.
 """
 
 import asyncio
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 # This file has the package's name: its folder may not stand before the installed packages.
 sys.path.pop(0)
@@ -44,6 +47,7 @@ start_engine = DuckDBEngine.start
 
 async def start_engine_and_know_its_loop(self):
     self.loop, self.thread = asyncio.get_running_loop(), threading.current_thread()
+    self.loop.set_default_executor(ThreadPoolExecutor(1_000, "stream"))
     await start_engine(self)
 
 
