@@ -2,9 +2,11 @@
 
 mod bus;
 mod commands;
+mod cost;
 mod dead_letters;
 mod dev;
 mod error;
+mod status;
 
 use std::process::ExitCode;
 
@@ -39,10 +41,15 @@ enum Command {
     DeadLetters(commands::dead_letters::Args),
     /// List, check and print schemas; compare BigQuery with them and change it
     Schema(schema::Args),
+    /// What waits, what landed last, what failed, and what stops the spending
+    Status(Box<commands::status::Args>),
+    /// What a month costs on the clouds, line by line
+    Cost(commands::cost::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    end_where_nobody_reads();
     shared::telemetry::init(&cli.log, None);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,12 +60,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// A reader that has enough (`… | head`) ends the command instead of a panic.
+fn end_where_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let reason = panic.payload_as_str().unwrap_or_default();
+        if reason.starts_with("failed printing to stdout") && reason.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
+}
+
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Cost(args) => commands::cost::run(&args),
         Command::Enrich(args) => enrich::run(&args),
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Backfill(args) => on_runtime(backfill::run(*args)),
         Command::Generate(args) => on_runtime(generate::run(args)),
+        Command::Status(args) => on_runtime(async move { commands::status::run(&args).await }),
         Command::Query(args) => on_runtime(query::run(args)),
         Command::DeadLetters(args) => on_runtime(commands::dead_letters::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),

@@ -173,6 +173,22 @@ impl Bus {
         Self::open_with(Box::new(open), clock, config).with_context(|| format!("failed to open {}", path.display()))
     }
 
+    /// What waits in the file at `path` while no bus has it open; nothing where there is no file.
+    pub fn at_rest(path: &Path, config: Config) -> Result<Vec<SubscriptionStats>> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let file = path.to_path_buf();
+        let (_, queues) = declare(config)?;
+        let store = Store::open(Box::new(move || redb::Database::open(&file)), &queues)
+            .with_context(|| format!("failed to open {}", path.display()))?;
+        let of_queue = |queue: Queue| {
+            let (waiting, oldest_published_at) = (store.count(&queue)?, store.oldest(&queue)?);
+            Ok(SubscriptionStats { name: queue.subscription.name, waiting, outstanding: 0, oldest_published_at })
+        };
+        queues.into_iter().map(of_queue).collect()
+    }
+
     fn open_with(open: OpenDatabase, clock: Clock, config: Config) -> Result<Self> {
         let (topics, queues) = declare(config)?;
         let store = Store::open(open, &queues)?;

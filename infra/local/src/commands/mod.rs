@@ -6,12 +6,14 @@ mod cloud;
 #[cfg(not(feature = "cloud"))]
 #[path = "without_cloud.rs"]
 mod cloud;
+pub mod cost;
 pub mod dead_letters;
 pub mod enrich;
 pub mod generate;
 mod parquet;
 pub mod query;
 pub mod schema;
+pub mod status;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backfill::Deps;
+use shared::clock::Clock;
 use shared::publish::Publisher;
 
-use super::{Place, query, schema};
+use super::{Place, query, schema, status};
 use crate::dead_letters::Source;
 use crate::dead_letters::replay::Ways;
 use crate::error::Failure;
+use crate::status::Status;
 
 /// `contextflow schema diff`.
 pub fn schema_diff(_: &schema::DiffArgs) -> Ready<Result<(), Failure>> {
@@ -40,6 +42,11 @@ pub fn dead_letters(_: &Place) -> Ready<Result<Box<dyn Source>, Failure>> {
 /// `contextflow dead-letters replay --warehouse bigquery`.
 pub fn ways(_: Option<&str>, _: &Place, _: Deps) -> Ready<Result<Ways, Failure>> {
     missing("`--warehouse bigquery` replays through Pub/Sub", "dead-letters replay --warehouse bigquery")
+}
+
+/// `contextflow status --warehouse bigquery`.
+pub fn status(_: &status::Args, _: &Clock) -> Ready<Result<Status, Failure>> {
+    missing("`--warehouse bigquery` asks the deployed pipeline", "status --warehouse bigquery")
 }
 
 /// `contextflow generate --to pubsub://…`.

@@ -6,6 +6,7 @@ mod latency;
 mod report;
 mod site;
 mod trace;
+mod traffic;
 mod visits;
 
 use std::net::SocketAddr;
@@ -43,6 +44,10 @@ use dead_letters::DeadLetters;
 use report::Report;
 use trace::{TracedSink, TracedTopic, Traces};
 
+/// Where `contextflow dev` is unless something else is said.
+pub const ADDRESS: &str = "http://127.0.0.1:8080";
+/// The bus's file in the data folder.
+pub const BUS_FILE: &str = "bus.redb";
 /// How old a lookup may be before its source is looked at again.
 const LOOKUP_AGE_SECONDS: i64 = 5;
 /// How long the end may take: what is on its way lands, the rest stays on the bus for the next start.
@@ -180,7 +185,7 @@ impl Pipeline {
             .map_err(|error| fault("failed to open the bucket", &error))?;
         let bucket_uri = format!("file://{}", std::fs::canonicalize(&bucket_folder).unwrap_or(bucket_folder).display());
         let bucket = Location { store: Arc::new(store), path: object_store::path::Path::default(), uri: bucket_uri };
-        let bus = Bus::open(&folder.join("bus.redb"), clock.clone(), topology())
+        let bus = Bus::open(&folder.join(BUS_FILE), clock.clone(), topology())
             .map_err(|error| fault("failed to open the bus", &error))?;
         let warehouse_folder = folder.join("warehouse");
         let writer = DeltaSink::open(&warehouse_folder, clock.clone())
@@ -229,7 +234,8 @@ impl Pipeline {
             folder: std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()),
             turn: Mutex::default(),
         };
-        let report = Report::new(local, bus.clone(), registry, Arc::clone(&traces), clock.clone());
+        let place = dead_letters.folder.clone();
+        let report = Report::new(local, place, bus.clone(), registry, Arc::clone(&traces), clock.clone());
         Ok(Self {
             bus,
             publisher: Arc::new(publisher),
@@ -270,7 +276,7 @@ impl Pipeline {
 }
 
 /// The topics and the four subscriptions of the drawing.
-fn topology() -> BusConfig {
+pub fn topology() -> BusConfig {
     let push = |name: &str, topic: &str, path: &str, max_outstanding| Subscription {
         max_outstanding,
         dead_letter_topic: (topic != DEAD_LETTER).then(|| DEAD_LETTER.to_string()),

@@ -1,5 +1,7 @@
 //! What the page shows: figures asked of the warehouse itself, so that they are what `contextflow query` says.
 
+use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ use tokio::sync::Mutex;
 use super::trace::Traces;
 use crate::bus::Bus;
 use crate::commands::query::rows_of;
+use crate::cost::prices::PriceTable;
+use crate::cost::{Bill, Load};
 use crate::dead_letters::{Group, Local, Selection, groups};
 
 /// A report is at least this old before a new one is made, and four times the time that one takes.
@@ -29,9 +33,12 @@ const LAST_ROWS: &str = "SELECT event_id, event_timestamp, event_name, user_id, 
 /// Makes reports, one at a time.
 pub struct Report {
     letters: Local,
+    /// The folder of the pipeline's data.
+    folder: PathBuf,
     bus: Bus,
     counts: String,
     traces: Arc<Traces>,
+    prices: Option<PriceTable>,
     clock: Clock,
     last: Mutex<Option<Made>>,
 }
@@ -44,8 +51,17 @@ struct Made {
 
 impl Report {
     /// Reports on the tables of `registry`.
-    pub fn new(letters: Local, bus: Bus, registry: &Registry, traces: Arc<Traces>, clock: Clock) -> Self {
-        Self { letters, bus, counts: counts_query(registry), traces, clock, last: Mutex::new(None) }
+    pub fn new(
+        letters: Local,
+        folder: PathBuf,
+        bus: Bus,
+        registry: &Registry,
+        traces: Arc<Traces>,
+        clock: Clock,
+    ) -> Self {
+        let prices = PriceTable::built_in();
+        let prices = prices.inspect_err(|error| tracing::warn!(error, "no price table")).ok();
+        Self { letters, folder, bus, counts: counts_query(registry), traces, prices, clock, last: Mutex::new(None) }
     }
 
     async fn current(&self) -> Value {
@@ -63,6 +79,7 @@ impl Report {
 
     async fn make(&self) -> Value {
         json!({
+            "data_dir": self.folder,
             "now": timestamp_text(self.clock.now()),
             "counts": self.rows(&self.counts).await.into_iter().next().map_or(Value::Null, Value::Object),
             "latency_ms": self.traces.received_to_queryable.percentiles(),
@@ -71,6 +88,7 @@ impl Report {
             "last_rows": self.rows(LAST_ROWS).await,
             "dead_letters": self.dead_letters().await,
             "subscriptions": self.subscriptions(),
+            "cost": self.cost().map(|(load, bill)| json!({"load": load, "usd_per_million": bill.million.list})),
         })
     }
 
@@ -102,13 +120,20 @@ impl Report {
         }
     }
 
-    /// One line for the end.
+    /// The load of this process so far, and what it would cost on the clouds.
+    fn cost(&self) -> Option<(Load, Bill)> {
+        let load = self.traces.traffic.load()?;
+        let bill = Bill::of(load, self.prices.as_ref()?);
+        Some((load, bill.inspect_err(|error| tracing::warn!(error, "no bill")).ok()?))
+    }
+
+    /// One line for the end, and one of costs.
     pub async fn summary(&self) -> String {
         let counts = self.rows(&self.counts).await.into_iter().next().unwrap_or_default();
         let count = |name: &str| counts.get(name).cloned().unwrap_or_default();
         let latency = self.traces.received_to_queryable.percentiles();
         let millis = |value: Option<usize>| value.map_or("-".to_string(), |value| format!("{value} ms"));
-        format!(
+        let mut summary = format!(
             "{} landed, {} dead letters, {} duplicates in all; this run {} rows, received to queryable p50 {}, p99 {}",
             count("landed"),
             count("dead_lettered"),
@@ -116,7 +141,15 @@ impl Report {
             latency.samples,
             millis(latency.p50),
             millis(latency.p99),
-        )
+        );
+        if let Some((load, bill)) = self.cost() {
+            let _ = write!(
+                summary,
+                "\non the clouds {:.2} USD a million events, at {:.0} a second of {:.0} bytes, {:.1} a request (`contextflow cost`)",
+                bill.million.list, load.rps, load.event_bytes, load.batch,
+            );
+        }
+        summary
     }
 }
 

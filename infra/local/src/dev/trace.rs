@@ -21,6 +21,7 @@ use shared::schema;
 use shared::sink::{Batch, Outcome, Sink};
 
 use super::latency::Latency;
+use super::traffic::Traffic;
 
 /// How many events are remembered.
 const REMEMBERED: usize = 1_000;
@@ -30,6 +31,8 @@ pub struct Traces {
     clock: Clock,
     /// From receipt until a row can be queried, of every row of this process.
     pub received_to_queryable: Latency,
+    /// What went over the topics.
+    pub traffic: Traffic,
     followed: Mutex<Followed>,
 }
 
@@ -52,7 +55,8 @@ const IN_FLIGHT: &str = "in_flight";
 impl Traces {
     /// Follows nothing yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, received_to_queryable: Latency::new(), followed: Mutex::default() }
+        let traffic = Traffic::default();
+        Self { clock, received_to_queryable: Latency::new(), traffic, followed: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Followed> {
@@ -166,8 +170,14 @@ impl Publisher for TracedTopic {
             let lines = push::lines(&message.data).map(|(_, line)| line);
             match (&self.topic, answer) {
                 (_, Err(_)) => {}
-                (Topic::Raw, Ok(_)) => self.traces.begin(message),
-                (Topic::Enriched, Ok(_)) => self.traces.pass(lines, "enriched", None),
+                (Topic::Raw, Ok(_)) => {
+                    self.traces.traffic.raw(message, self.traces.clock.now());
+                    self.traces.begin(message);
+                }
+                (Topic::Enriched, Ok(_)) => {
+                    self.traces.traffic.enriched(message);
+                    self.traces.pass(lines, "enriched", None);
+                }
                 (Topic::DeadLetter, Ok(_)) => self.traces.pass(lines, "dead_lettered", Some("dead_letter")),
             }
         }

@@ -10,11 +10,9 @@ use crate::commands::query::Engine;
 use crate::commands::{self, backfill, cloud};
 use crate::dead_letters::Selection;
 use crate::dead_letters::replay::{Replay, Summary};
-use crate::dev::dead_letters::Request;
+use crate::dev::{self, dead_letters::Request};
 use crate::error::Failure;
 
-/// Where `contextflow dev` is unless something else is said.
-const DEV: &str = "http://127.0.0.1:8080";
 /// How long a replay may take before its answer is no longer waited for.
 const PATIENCE: Duration = Duration::from_hours(1);
 
@@ -82,7 +80,7 @@ async fn through_dev(args: &Args) -> Result<Summary, Failure> {
     struct Refusal {
         error: String,
     }
-    let to = args.to.as_deref().unwrap_or(DEV).trim_end_matches('/');
+    let to = args.to.as_deref().unwrap_or(dev::ADDRESS).trim_end_matches('/');
     let data_dir = std::fs::canonicalize(&args.whose.data_dir).map_err(|error| {
         Failure::usage(format!("no warehouse in {}: {error}; give --data-dir FOLDER", args.whose.data_dir.display()))
     })?;

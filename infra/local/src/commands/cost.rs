@@ -1,0 +1,129 @@
+//! `contextflow cost`: what a month costs.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::cost::prices::PriceTable;
+use crate::cost::{Amount, Bill, Line, Load};
+use crate::error::Failure;
+
+/// Arguments of `contextflow cost`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Events a second, on the average of a month
+    #[arg(long, value_name = "N", value_parser = positive)]
+    rps: f64,
+    /// Bytes of an event
+    #[arg(long, value_name = "B", default_value = "250", value_parser = positive)]
+    event_bytes: f64,
+    /// Events of a request
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=500))]
+    batch: u16,
+    /// Regions of AWS that take requests
+    #[arg(long, value_name = "R", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=40))]
+    regions: u32,
+    /// A price table in place of the built-in one (`infra/prices.json`)
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Print also what is assumed of the pipeline
+    #[arg(long)]
+    assumptions: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "give a number")?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("give a number above 0".into()) }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let prices = table(args.prices.as_deref())?;
+    let batch = f64::from(args.batch);
+    let load = Load { rps: args.rps, event_bytes: args.event_bytes, batch, regions: args.regions, pack: None };
+    let bill = Bill::of(load, &prices).map_err(|reason| Failure::usage(format!("price table: {reason}")))?;
+    if args.json {
+        let PriceTable { as_of, currency, source, assumptions, .. } = &prices;
+        let answer = json!({"load": load, "as_of": as_of, "currency": currency, "source": source, "bill": bill, "assumptions": assumptions});
+        println!("{answer}");
+        return Ok(());
+    }
+    println!(
+        "{} events a second of {} bytes, {} a request, {}: {} million a month of 30 days\n{} by the price lists of {}\n",
+        grouped(load.rps, usize::from(load.rps.fract() != 0.0)),
+        grouped(load.event_bytes, 0),
+        args.batch,
+        if args.regions == 1 { "1 region".to_string() } else { format!("{} regions", args.regions) },
+        grouped(bill.events / 1e6, 1),
+        prices.currency,
+        prices.as_of,
+    );
+    println!("{:14} {:34} {:>17} {:>12} {:>16}", "service", "what", "quantity", "a month", "after free tier");
+    print_lines(&bill.lines);
+    print_total("total", bill.total);
+    print_total("a million events", bill.million);
+    println!("\nDataflow in the place of enricher, enriched topic and batcher:");
+    print_lines(&bill.dataflow);
+    print_total("total with Dataflow", bill.total_with_dataflow);
+    if args.assumptions {
+        println!("\nassumed:");
+        for (name, assumption) in &prices.assumptions {
+            println!("{name:28} {:>8}  {}", assumption.value, assumption.why);
+        }
+    }
+    Ok(())
+}
+
+fn table(path: Option<&Path>) -> Result<PriceTable, Failure> {
+    let Some(path) = path else { return PriceTable::built_in().map_err(Failure::work) };
+    let fault = |reason: String| Failure::usage(format!("--prices {}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    PriceTable::read(&text).map_err(fault)
+}
+
+fn print_lines(lines: &[Line]) {
+    for Line { service, what, quantity, unit, amount, .. } in lines {
+        let quantity = format!("{} {unit}", grouped(*quantity, usize::from(*quantity < 10_000.0)));
+        println!("{service:14} {what:34} {quantity:>17} {:>12} {:>16}", money(amount.list), money(amount.after_free));
+    }
+}
+
+fn print_total(name: &str, amount: Amount) {
+    println!("{name:67} {:>12} {:>16}", money(amount.list), money(amount.after_free));
+}
+
+/// With its cents.
+fn money(amount: f64) -> String {
+    grouped(amount, 2)
+}
+
+/// A number with commas between its thousands.
+fn grouped(number: f64, decimals: usize) -> String {
+    let text = format!("{number:.decimals$}");
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_have_commas() {
+        for (number, decimals, expected) in
+            [(0.0, 2, "0.00"), (999.0, 0, "999"), (1_000.0, 0, "1,000"), (1_234_567.891, 2, "1,234,567.89")]
+        {
+            assert_eq!(grouped(number, decimals), expected);
+        }
+    }
+}
