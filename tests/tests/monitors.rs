@@ -171,7 +171,7 @@ async fn every_monitor_finds_the_faults_of_the_tables() {
                 [orders, null, 1, "2024-07-09T10:00:02Z", "no day"],
                 [orders, "2024-07-09", 1, "2024-07-09T10:00:02Z", "ok"],
                 [orders, "2024-07-10", 0, null, "missing"],
-                [activities, "2024-07-10", 1, "2024-07-10T11:58:00.15Z", "ok"],
+                [activities, "2024-07-10", 1, "2024-07-10T11:58:00.150Z", "ok"],
                 [clicks, "2024-07-04", 20, "2024-07-04T10:00:02Z", "ok"],
                 [clicks, "2024-07-05", 20, "2024-07-05T10:00:02Z", "ok"],
                 [clicks, "2024-07-06", 0, null, "missing"],
@@ -179,7 +179,7 @@ async fn every_monitor_finds_the_faults_of_the_tables() {
                 [clicks, "2024-07-08", 1, "2024-07-08T10:00:02Z", "small"],
                 [clicks, "2024-07-09", 3, "2024-07-09T10:00:02Z", "ok"],
                 [clicks, "2024-07-10", 101, "2024-07-10T11:49:59.999Z", "ok"],
-                [clicks, "2024-07-12", 1, "2024-07-10T11:58:00.25Z", "future"],
+                [clicks, "2024-07-12", 1, "2024-07-10T11:58:00.250Z", "future"],
             ]),
         ),
         (
