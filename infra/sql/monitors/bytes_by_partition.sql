@@ -9,7 +9,7 @@
 --
 -- Reads no table; BigQuery bills a query of INFORMATION_SCHEMA as at least 10 MB.
 --
--- bqemulator gets logical_bytes wrong: 0.
+-- bqemulator gets two columns wrong: logical_bytes is 0, partition_id of a table without partitions is __NULL__.
 SELECT CONCAT(table_schema, '.', table_name) AS table_name, partition_id, total_rows,
   total_logical_bytes AS logical_bytes, last_modified_time
 FROM `contextflow.INFORMATION_SCHEMA.PARTITIONS`
