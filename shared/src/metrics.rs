@@ -195,6 +195,9 @@ impl Metrics {
                     let value = metric.get_counter().get_value() as u64;
                     let before = reported.counters.insert(key.clone(), value).unwrap_or(0);
                     if value > before {
+                        // The sum of all labels has a member of its own: a cloud metric is made of one.
+                        let sum = line.get(name).and_then(Json::as_u64).unwrap_or(0) + value - before;
+                        line.insert(name.into(), sum.into());
                         line.insert(key, (value - before).into());
                     }
                 }
@@ -221,7 +224,9 @@ mod tests {
     fn a_line_holds_what_is_new() {
         let metrics = Metrics::new(Clock::manual(0));
         metrics.received.inc_by(3);
-        metrics.dead_letter("bad_json");
+        for reason in ["bad_json", "wrong_type", "bad_json"] {
+            metrics.dead_letter(reason);
+        }
         for millis in [3.0, 4.0, 40.0] {
             metrics.append_millis.observe(millis);
         }
@@ -230,8 +235,13 @@ mod tests {
         metrics.received.inc();
         metrics.append_millis.observe(900.0);
         let second = Json::Object(metrics.since(&mut reported));
-        let expected =
-            json!({"received": 3, "dead_lettered.bad_json": 1, "append_millis": {"count": 3, "p50": 5.0, "p99": 50.0}});
+        let expected = json!({
+            "received": 3,
+            "dead_lettered": 3,
+            "dead_lettered.bad_json": 2,
+            "dead_lettered.wrong_type": 1,
+            "append_millis": {"count": 3, "p50": 5.0, "p99": 50.0},
+        });
         assert_eq!(first, expected);
         assert_eq!(second, json!({"received": 1, "append_millis": {"count": 1, "p50": 1000.0, "p99": 1000.0}}));
         assert!(metrics.since(&mut reported).is_empty());
