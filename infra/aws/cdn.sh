@@ -51,8 +51,14 @@ headers_policy() {
 content_policy() {
     local api frame=
     api=$(api_address)
-    [ -z "${LOOKER_REPORT_URL:-}" ] || frame="; frame-src $(sed -E 's,^(https://[^/]+).*,\1,' <<<"$LOOKER_REPORT_URL")"
+    [ -z "${LOOKER_REPORT_URL:-}" ] || frame="; frame-src $(report_origin)"
     echo "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' $api; img-src 'self' data:$frame; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+report_origin() {
+    [[ $LOOKER_REPORT_URL =~ ^(https://[A-Za-z0-9.-]+)/embed/[A-Za-z0-9/_?=\&%.-]+$ ]] ||
+        die "LOOKER_REPORT_URL=$LOOKER_REPORT_URL: give the address in the report's embed code, https://lookerstudio.google.com/embed/reporting/..., or leave it empty"
+    echo "${BASH_REMATCH[1]}"
 }
 
 up_headers() { # POLICY
@@ -85,6 +91,7 @@ up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
     if [ -n "${SITE_ORIGIN:-}" ]; then
         host=${SITE_ORIGIN#https://}
         host=${host%/}
+        [[ $SITE_ORIGIN == https://* && $host =~ ^[a-z0-9.-]+$ ]] || die "SITE_ORIGIN=$SITE_ORIGIN: give it as https://www.example.com, or leave it empty for CloudFront's own domain"
         arn=$(certificate_of "$host")
         alias='"Quantity":1,"Items":["'$host'"]'
         certificate='{"ACMCertificateArn":"'$arn'","SSLSupportMethod":"sni-only","MinimumProtocolVersion":"TLSv1.2_2021"}'

@@ -67,10 +67,28 @@ configuration() { # REGION QUERY
 
 create() { # REGION FOLDER
     say "function $PUBLISHER in $1: make it"
-    # Lambda may not know a role that was made a moment ago.
-    patiently aws --region "$1" lambda create-function --function-name "$PUBLISHER" --architectures arm64 \
+    once_the_role_is_known aws --region "$1" lambda create-function --function-name "$PUBLISHER" --architectures arm64 \
         --zip-file "fileb://$2/publisher.zip" "${settings[@]}" --output text --query FunctionArn
     run aws --region "$1" lambda wait function-active-v2 --function-name "$PUBLISHER"
+}
+
+# Lambda may not yet know a role that was made a moment ago.
+once_the_role_is_known() {
+    local attempt errors
+    errors=$(mktemp)
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        if run "$@" 2>"$errors"; then
+            cat "$errors" >&2
+            rm "$errors"
+            return
+        fi
+        cat "$errors" >&2
+        grep -q "cannot be assumed by Lambda" "$errors" || break
+        say "Lambda does not know the role yet ($attempt of 10); again in 5 s"
+        sleep 5
+    done
+    rm "$errors"
+    return 1
 }
 
 update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION

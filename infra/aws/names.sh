@@ -13,6 +13,7 @@ read -r HOME_REGION _ <<<"$PUBLISHER_REGIONS" # has what is needed once
 GLOBAL=us-east-1                              # where the services without a region are asked
 
 # The answer to a question as text. Nothing where there is no such thing, and in a dry run, where nothing is asked.
+# A list of several pages is answered page by page: `None` is that of a page without it.
 ask() {
     [ -z "$DRY_RUN" ] || return 0
     local answer errors
@@ -20,7 +21,7 @@ ask() {
     errors=$(mktemp)
     if answer=$("$@" 2>"$errors"); then
         rm "$errors"
-        [ "$answer" = None ] || printf '%s\n' "$answer"
+        sed '/^None$/d' <<<"$answer"
     elif grep -qE '\((NotFound|NoSuch|ResourceNotFound|ServerSideEncryptionConfigurationNotFound|OwnershipControlsNotFound|404)' "$errors"; then
         rm "$errors"
     else
@@ -28,17 +29,6 @@ ask() {
         rm "$errors"
         return 1
     fi
-}
-
-# Runs a command until it passes, ten times: what another service has just been told takes a while to be known.
-patiently() {
-    local attempt
-    for attempt in 1 2 3 4 5 6 7 8 9; do
-        run "$@" && return
-        say "not yet ($attempt of 10); again in ${PATIENCE_S:-5} s"
-        sleep "${PATIENCE_S:-5}"
-    done
-    run "$@"
 }
 
 api_of() { # REGION
