@@ -5,8 +5,12 @@ import hashlib
 import http.client
 import json
 import urllib.parse
+from xml.parsers.expat import ExpatError
 
 import google_crc32c
+import xmltodict
+
+LARGE = 64 << 10  # characters
 
 
 class Request:
@@ -23,18 +27,26 @@ class Request:
     def json(self):
         return json.loads(self.body) if self.body else {}
 
-    def recorded_body(self):
-        """JSON as it is, a form as an object, text as text, and of other bytes their checksum."""
+    def recorded_body(self, folder):
+        """JSON as it is, XML and a form as an object, text as text; large or binary bytes, and a
+        Lambda's code, as a file `<folder>/<sha256>`."""
         try:
             text = self.body.decode()
         except UnicodeDecodeError:
-            return {"sha256": hashlib.sha256(self.body).hexdigest(), "bytes": len(self.body)}
+            return kept(self.body, folder)
+        if len(text) > LARGE and not text.startswith("{"):
+            return kept(self.body, folder)
         if "urlencoded" in self.headers.get("Content-Type", ""):
             return dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
         try:
-            return json.loads(text) if text else None
-        except ValueError:
+            if text.startswith("<") and not text.lower().startswith("<!doctype html"):
+                return xmltodict.parse(text)
+            body = json.loads(text) if text else None
+        except (ValueError, ExpatError):
             return text
+        if isinstance(body, dict) and "Code" in body:
+            body["Code"] = {"ZipFile": kept(base64.b64decode(body["Code"]["ZipFile"]), folder)}
+        return body
 
     def forward(self, url):
         """The answer of another server at the same path."""
@@ -52,6 +64,13 @@ class Request:
             kept["Content-Length"] = response.getheader("Content-Length")
         connection.close()
         return Answer(response.status, body, kept)
+
+
+def kept(data, folder):
+    """Says which file holds the bytes."""
+    name = hashlib.sha256(data).hexdigest()
+    (folder / name).write_bytes(data)
+    return {"sha256": name}
 
 
 class Answer:

@@ -56,7 +56,7 @@ class Clouds:
             return self.control(request)
         with self.lock:
             entry = {"method": request.method, "host": request.host, "path": request.path, "query": request.query}
-            entry |= {"body": request.recorded_body(), "changes": self.changes(request)}
+            entry |= {"body": request.recorded_body(self.options.folder), "changes": self.changes(request)}
             if request.is_amazon:
                 entry |= self.amazon.named(request)
             if self.changes_left is not None and (entry["changes"] and self.changes_left == 0 or self.changes_left < 0):
@@ -68,6 +68,9 @@ class Clouds:
                 if entry["changes"] and self.changes_left is not None and answer.status < 400:
                     self.changes_left -= 1
             entry["status"] = answer.status
+            if "/upload/storage/" in request.path and answer.status == 200 and answer.body:
+                # How the bytes were sent is of no account, the object is.
+                entry["body"] = {key: answer.json()[key] for key in ("bucket", "name", "md5Hash")}
             if answer.unknown:
                 entry["unknown"] = True
             self.record.append(entry)

@@ -75,7 +75,23 @@ class GoogleApis:
             members = sorted((b["role"], member, json.dumps(b.get("condition"))) for b in policy.get("bindings", []) for member in b["members"])
             if members:
                 policies[name] = members
-        return {"resources": there, "policies": policies, "services": sorted(self.enabled)}
+        return {"resources": there, "policies": policies, "services": dict.fromkeys(sorted(self.enabled)), "tables": self.tables()}
+
+    def tables(self):
+        """Tables and views of BigQuery with their columns, and datasets."""
+
+        def asked(path):
+            return Request("GET", "", f"/bigquery/v2/projects/{self.project}/{path}", {}, b"").forward(self.options.bigquery).json()
+
+        tables = {}
+        for dataset in asked("datasets?maxResults=1000").get("datasets", []):
+            name = dataset["datasetReference"]["datasetId"]
+            tables[name] = None
+            for table in asked(f"datasets/{name}/tables?maxResults=1000").get("tables", []):
+                own = table["tableReference"]["tableId"]
+                about = asked(f"datasets/{name}/tables/{own}")
+                tables[f"{name}.{own}"] = [about.get(key) for key in ("type", "schema", "timePartitioning", "clustering", "view")]
+        return tables
 
     # The way to what answers.
 
