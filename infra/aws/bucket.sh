@@ -22,7 +22,7 @@ up() {
     else
         say "bucket $SITE_BUCKET: make it"
         [ "$HOME_REGION" = us-east-1 ] || where=(--create-bucket-configuration "LocationConstraint=$HOME_REGION")
-        s3api create-bucket --object-ownership BucketOwnerEnforced ${where[@]+"${where[@]}"} --output text --query Location
+        s3api create-bucket --object-ownership BucketOwnerEnforced ${where[@]+"${where[@]}"} >/dev/null
     fi
 
     there=$(ASK_OR_RUN=ask s3api get-public-access-block --query \

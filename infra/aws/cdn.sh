@@ -72,7 +72,7 @@ up_headers() { # POLICY
     config+='"ReferrerPolicy":{"Override":true,"ReferrerPolicy":"no-referrer"}}}'
     if [ -z "$1" ]; then
         say "headers policy $SITE: make it"
-        cloudfront create-response-headers-policy --response-headers-policy-config "$config" --output text --query ResponseHeadersPolicy.Id
+        cloudfront create-response-headers-policy --response-headers-policy-config "$config" >/dev/null
         return
     fi
     there=$(ASK_OR_RUN=ask cloudfront get-response-headers-policy --id "$1" --query \
@@ -82,7 +82,7 @@ up_headers() { # POLICY
     else
         say "headers policy $SITE: give it the new content security policy"
         cloudfront update-response-headers-policy --id "$1" --if-match "${there%%$'\t'*}" \
-            --response-headers-policy-config "$config" --output text --query ResponseHeadersPolicy.Id
+            --response-headers-policy-config "$config" >/dev/null
     fi
 }
 
@@ -126,10 +126,10 @@ up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
     config+=',"Restrictions":{"GeoRestriction":{"RestrictionType":"none","Quantity":0}}}'
     if [ -z "$id" ]; then
         say "distribution of $SITE_BUCKET: make it (it is everywhere after some minutes)"
-        cloudfront create-distribution --distribution-config "$config" --output text --query Distribution.DomainName
+        cloudfront create-distribution --distribution-config "$config" >/dev/null
     else
         say "distribution $id: give it the new settings"
-        cloudfront update-distribution --id "$id" --if-match "$(etag "$id")" --distribution-config "$config" --output text --query Distribution.DomainName
+        cloudfront update-distribution --id "$id" --if-match "$(etag "$id")" --distribution-config "$config" >/dev/null
     fi
 }
 
@@ -171,8 +171,8 @@ down() {
             version=$(etag "$id")
             config=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query DistributionConfig --output json |
                 sed -E 's/^ {4}"Enabled": true/    "Enabled": false/' | tr -s ' \n' ' ')
-            cloudfront update-distribution --id "${id:-DISTRIBUTION_ID}" --if-match "${version:-ETAG}" --output text --query Distribution.Status \
-                --distribution-config "${config:-CONFIG}"
+            cloudfront update-distribution --id "${id:-DISTRIBUTION_ID}" --if-match "${version:-ETAG}" \
+                --distribution-config "${config:-CONFIG}" >/dev/null
         fi
         cloudfront wait distribution-deployed --id "${id:-DISTRIBUTION_ID}"
         version=$(etag "$id")

@@ -29,8 +29,8 @@ up() {
             continue
         fi
         say "HTTP API $PUBLISHER in $region: let pages of $origin in"
-        run aws --region "$region" apigatewayv2 update-api --api-id "${api:-API_ID}" --output text --query ApiId \
-            --cors-configuration "AllowOrigins=$origin,AllowMethods=GET,POST,AllowHeaders=content-type,ExposeHeaders=retry-after,MaxAge=86400"
+        run aws --region "$region" apigatewayv2 update-api --api-id "${api:-API_ID}" \
+            --cors-configuration "AllowOrigins=$origin,AllowMethods=GET,POST,AllowHeaders=content-type,ExposeHeaders=retry-after,MaxAge=86400" >/dev/null
     done
 }
 

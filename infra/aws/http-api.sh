@@ -48,12 +48,12 @@ up_in() { # REGION
         there=$(ask aws --region "$region" apigatewayv2 get-routes --api-id "$api" --query "Items[?RouteKey=='$route'] | [0].[RouteId, Target]")
         if [ -z "$there" ]; then
             say "HTTP API $PUBLISHER in $region: route $route"
-            run aws --region "$region" apigatewayv2 create-route --api-id "$api" --route-key "$route" --target "integrations/$integration" --output text --query RouteId
+            run aws --region "$region" apigatewayv2 create-route --api-id "$api" --route-key "$route" --target "integrations/$integration" >/dev/null
         elif [ "${there#*$'\t'}" = "integrations/$integration" ]; then
             unchanged "route $route"
         else
             say "HTTP API $PUBLISHER in $region: point the route $route to the function"
-            run aws --region "$region" apigatewayv2 update-route --api-id "$api" --route-id "${there%%$'\t'*}" --target "integrations/$integration" --output text --query RouteId
+            run aws --region "$region" apigatewayv2 update-route --api-id "$api" --route-id "${there%%$'\t'*}" --target "integrations/$integration" >/dev/null
         fi
     done
 
@@ -76,7 +76,7 @@ permit() { # REGION API
     fi
     say "HTTP API $PUBLISHER in $1: let it call the function"
     run aws --region "$1" lambda add-permission --function-name "$PUBLISHER" --statement-id http-api --action lambda:InvokeFunction \
-        --principal apigateway.amazonaws.com --source-arn "$calls" --output text --query Statement
+        --principal apigateway.amazonaws.com --source-arn "$calls" >/dev/null
 }
 
 # The stage without a path of its own; a change of the routes is live at once.
@@ -87,13 +87,13 @@ stage() { # REGION API
     if [ -z "$there" ]; then
         say "HTTP API $PUBLISHER in $1: its stage"
         run aws --region "$1" apigatewayv2 create-stage --api-id "$2" --stage-name "\$default" --auto-deploy \
-            --default-route-settings "$throttle" --output text --query StageName
+            --default-route-settings "$throttle" >/dev/null
     elif [ "$(awk '{ printf "%.2f %d", $1, $2 }' <<<"$there")" = "$RATE $BURST" ]; then
         unchanged "its throttle"
     else
         say "HTTP API $PUBLISHER in $1: throttle it"
         run aws --region "$1" apigatewayv2 update-stage --api-id "$2" --stage-name "\$default" \
-            --default-route-settings "$throttle" --output text --query StageName
+            --default-route-settings "$throttle" >/dev/null
     fi
 }
 

@@ -68,7 +68,7 @@ configuration() { # REGION QUERY
 create() { # REGION FOLDER
     say "function $PUBLISHER in $1: make it"
     once_the_role_is_known aws --region "$1" lambda create-function --function-name "$PUBLISHER" --architectures arm64 \
-        --zip-file "fileb://$2/publisher.zip" "${settings[@]}" --output text --query FunctionArn
+        --zip-file "fileb://$2/publisher.zip" "${settings[@]}" >/dev/null
     run aws --region "$1" lambda wait function-active-v2 --function-name "$PUBLISHER"
 }
 
@@ -98,7 +98,7 @@ update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION
     else
         say "function $PUBLISHER in $1: give it the new code"
         run aws --region "$1" lambda update-function-code --function-name "$PUBLISHER" --architectures arm64 \
-            --zip-file "fileb://$2/publisher.zip" --output text --query CodeSha256
+            --zip-file "fileb://$2/publisher.zip" >/dev/null
         run aws --region "$1" lambda wait function-updated-v2 --function-name "$PUBLISHER"
     fi
     there=$(configuration "$1" "[Runtime, Handler, MemorySize, Timeout, Role, LoggingConfig.LogFormat,
@@ -109,7 +109,7 @@ update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION
         unchanged "settings of $PUBLISHER in $1"
     else
         say "function $PUBLISHER in $1: give it the new settings"
-        run aws --region "$1" lambda update-function-configuration --function-name "$PUBLISHER" "${settings[@]}" --output text --query FunctionArn
+        run aws --region "$1" lambda update-function-configuration --function-name "$PUBLISHER" "${settings[@]}" >/dev/null
         run aws --region "$1" lambda wait function-updated-v2 --function-name "$PUBLISHER"
     fi
 }
@@ -128,8 +128,7 @@ reserve() { # REGION
         return
     fi
     say "function $PUBLISHER in $1: at most $CONCURRENCY requests at once"
-    run aws --region "$1" lambda put-function-concurrency --function-name "$PUBLISHER" --reserved-concurrent-executions "$CONCURRENCY" \
-        --output text --query ReservedConcurrentExecutions
+    run aws --region "$1" lambda put-function-concurrency --function-name "$PUBLISHER" --reserved-concurrent-executions "$CONCURRENCY" >/dev/null
 }
 
 down() {
@@ -138,7 +137,7 @@ down() {
         there=$(configuration "$region" FunctionArn)
         if [ -n "$there$DRY_RUN" ]; then
             say "function $PUBLISHER in $region: remove it"
-            run aws --region "$region" lambda delete-function --function-name "$PUBLISHER"
+            run aws --region "$region" lambda delete-function --function-name "$PUBLISHER" >/dev/null
         else
             gone "function $PUBLISHER in $region"
         fi

@@ -33,7 +33,7 @@ up() {
         fi
         say "site: send $file"
         run aws --region "$HOME_REGION" s3api put-object --bucket "$SITE_BUCKET" --key "$file" --body "$folder/$file" \
-            --content-type "$(media_type "$file")" --cache-control "$CACHE" --output text --query ETag
+            --content-type "$(media_type "$file")" --cache-control "$CACHE" >/dev/null
         sent=1
     done
     [ -n "$sent" ] || unchanged "pages of the site"

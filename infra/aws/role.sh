@@ -26,7 +26,7 @@ up() {
         unchanged "role $PUBLISHER"
     else
         say "role $PUBLISHER: make it"
-        run aws --region "$GLOBAL" iam create-role --role-name "$PUBLISHER" --assume-role-policy-document "$trust" --output text --query Role.Arn
+        run aws --region "$GLOBAL" iam create-role --role-name "$PUBLISHER" --assume-role-policy-document "$trust" >/dev/null
     fi
     wanted=$(rights)
     there=$(ask aws --region "$GLOBAL" iam get-role-policy --role-name "$PUBLISHER" --policy-name logs --query 'to_string(PolicyDocument)')
