@@ -13,6 +13,7 @@ function setConnection(state) {
   shown.textContent = CONNECTION[state];
 }
 
-const publisher = document.querySelector('meta[name="contextflow-publisher"]').content.trim().replace(/\/+$/, '');
-const report = startReport({ setConnection });
+const setting = (name) => document.querySelector(`meta[name="contextflow-${name}"]`).content.trim();
+const publisher = setting('publisher').replace(/\/+$/, '');
+const report = startReport({ setConnection, elsewhere: setting('report') });
 startPublish({ publisher, setConnection, onAccepted: report.mark });

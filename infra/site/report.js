@@ -11,7 +11,8 @@ const SECONDS = 120;
 
 const $ = (id) => document.getElementById(id);
 
-export function startReport({ setConnection }) {
+/** `elsewhere`: the address of the report to show where there is no live one. */
+export function startReport({ setConnection, elsewhere }) {
   const chart = createRateChart();
   let marked = null;
   let timer = null;
@@ -42,13 +43,23 @@ export function startReport({ setConnection }) {
   function stop() {
     document.removeEventListener('visibilitychange', poll);
     $('report').hidden = true;
-    $('report-elsewhere').hidden = false;
+    if (elsewhere) embed(elsewhere);
+    else $('report-elsewhere').hidden = false;
     setConnection('hosted');
   }
 
   document.addEventListener('visibilitychange', poll);
   poll();
   return { mark: (eventId) => { marked = eventId; } };
+}
+
+/** In a frame that may do what Looker Studio's own embed code allows, and no more. */
+function embed(address) {
+  $('embedded').append(el('iframe', {
+    src: address, title: 'Report of the warehouse', loading: 'lazy', allowfullscreen: '',
+    sandbox: 'allow-storage-access-by-user-activation allow-scripts allow-same-origin allow-popups allow-popups-to-escape-sandbox',
+  }));
+  $('embedded').hidden = false;
 }
 
 function createRateChart() {

@@ -1,0 +1,146 @@
+# shellcheck shell=bash
+# What must be so before anything is made. All that is missing is named at once. Sourced.
+
+problems=()
+problem() { problems+=("$*"); }
+
+stop_if_problems() {
+    [ ${#problems[@]} -gt 0 ] || return 0
+    printf 'Nothing was made or changed. First:\n' >&2
+    printf '  - %s\n' "${problems[@]}" >&2
+    exit 1
+}
+
+setting() { # NAME PATTERN WHAT
+    if [ -z "${!1:-}" ]; then
+        problem "$SETTINGS: $1 is empty; give $3"
+    elif ! [[ ${!1} =~ ^($2)$ ]]; then
+        problem "$SETTINGS: $1=\"${!1}\" is not $3"
+    fi
+}
+
+check_settings() {
+    local money='[0-9]+ [A-Z]{3}'
+    setting GCP_PROJECT '[a-z][-a-z0-9]{4,28}[a-z0-9]' "a project id"
+    setting GCP_REGION '[a-z]+-[a-z]+[0-9]+' "a region, such as europe-west1"
+    setting BIGQUERY_LOCATION '[A-Za-z0-9-]+' "a location of BigQuery, such as EU"
+    setting BILLING_ACCOUNT '[0-9A-Z]{6}-[0-9A-Z]{6}-[0-9A-Z]{6}' "a billing account: 0X0X0X-0X0X0X-0X0X0X"
+    setting AWS_ACCOUNT '[0-9]{12}' "an account of 12 digits"
+    setting PUBLISHER_REGIONS '[a-z]+(-[a-z]+)+-[0-9]( [a-z]+(-[a-z]+)+-[0-9])*' "a list of AWS regions with one space between them"
+    setting ALERT_EMAIL '[^ @|,]+@[^ @|,]+' "an e-mail address"
+    setting MONTHLY_LIMIT "$money" "whole units and a currency: 100 USD"
+    setting DAILY_LIMIT "$money" "whole units and a currency: 20 USD"
+    setting AWS_DAILY_LIMIT '[0-9]+(\.[0-9]+)? USD' "an amount in USD: 5 USD"
+    setting BRAKE_AT '[1-9][0-9]*' "percent"
+    setting STOP_AT '[1-9][0-9]*' "percent"
+    setting DETACH_AT '[1-9][0-9]*' "percent"
+    setting NO_EVENTS_MINUTES '[1-9][0-9]*' "minutes"
+    setting FLOOD_PER_MINUTE '[1-9][0-9]*' "events a minute"
+    [ -z "${SITE_ORIGIN:-}" ] || setting SITE_ORIGIN 'https?://[^/ ]+' "an origin: https://www.example.com, without a path"
+    [ -z "${LOOKER_REPORT_URL:-}" ] || setting LOOKER_REPORT_URL 'https://[^ "]+' "an https address"
+    [ -z "${MODE:-}" ] || setting MODE 'dry-run|armed' "dry-run or armed"
+    [ ${#problems[@]} -eq 0 ] || return 0
+    [ "${MONTHLY_LIMIT#* }" = "${DAILY_LIMIT#* }" ] || problem "$SETTINGS: MONTHLY_LIMIT and DAILY_LIMIT are not in one currency"
+    if [ "$BRAKE_AT" -gt "$STOP_AT" ] || [ "$STOP_AT" -gt "$DETACH_AT" ]; then
+        problem "$SETTINGS: BRAKE_AT, STOP_AT and DETACH_AT must rise"
+    fi
+}
+
+# What the kill-switch does is decided by who deploys, never assumed.
+choose_mode() {
+    [ -z "${MODE:-}" ] || return 0
+    if [ -n "$DRY_RUN" ]; then
+        MODE=MODE
+        say "MODE is empty: deploy.sh will ask for it"
+    elif [ -t 0 ]; then
+        say "The kill-switch can stop the pipeline and take the project from its billing account when the limits are passed."
+        say "  dry-run   it says what it would do, and stops nothing"
+        say "  armed     it does it"
+        while [ "${MODE:-}" != dry-run ] && [ "${MODE:-}" != armed ]; do
+            read -rp "MODE (dry-run or armed; in $SETTINGS it is not asked again): " MODE
+        done
+    else
+        problem "$SETTINGS: MODE is empty; give dry-run or armed"
+    fi
+    export MODE
+}
+
+tool() { # NAME WHERE-FROM
+    command -v "$1" >/dev/null || problem "$1 is missing: $2"
+}
+
+check_tools() { # PART
+    local binary
+    [ -z "$DRY_RUN" ] || return 0
+    tool openssl "install it with your system's packages"
+    if [ "$1" != site ]; then
+        tool gcloud "https://cloud.google.com/sdk/docs/install"
+    fi
+    if [ "$1" = all ] || [ "$1" = gcp ]; then
+        tool bq "it comes with gcloud: gcloud components install bq"
+    fi
+    if [ "$1" != gcp ] && [ "$1" != schema ]; then
+        tool aws "https://docs.aws.amazon.com/cli/"
+        tool zip "install it with your system's packages"
+    fi
+    if [ -n "$BINARIES" ]; then
+        for binary in $(binaries_of "$1"); do
+            [ -f "$BINARIES/$binary" ] || problem "$BINARIES/$binary: there is no such file"
+        done
+    elif [ "$1" != site ]; then
+        tool cargo "https://rustup.rs"
+        [ "$1" = schema ] || tool cargo-lambda "pip install cargo-lambda"
+    fi
+}
+
+binaries_of() { # PART
+    case $1 in
+        all) echo enricher batcher kill-switch backfill publisher contextflow ;;
+        gcp) echo enricher batcher kill-switch backfill contextflow ;;
+        aws) echo publisher ;;
+        schema) echo contextflow ;;
+    esac
+}
+
+check_logins() { # PART
+    local there
+    if [ "$1" != site ]; then
+        there=$(gcloud projects describe "$GCP_PROJECT" --format='value(projectNumber)' 2>/dev/null) || true
+        if [ -z "$there" ]; then
+            problem "gcloud cannot see the project $GCP_PROJECT: gcloud auth login, or make it: gcloud projects create $GCP_PROJECT"
+        else
+            export PROJECT_NUMBER=$there
+        fi
+    fi
+    if [ "$1" = all ] || [ "$1" = gcp ]; then
+        there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>/dev/null) || true
+        [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
+            problem "the project's bills do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT"
+    fi
+    # `contextflow schema apply` logs in by itself.
+    if [ "$1" != aws ] && [ "$1" != site ] && [ -z "${BIGQUERY_REST_ENDPOINT:-}${GOOGLE_APPLICATION_CREDENTIALS:-}" ]; then
+        gcloud auth application-default print-access-token >/dev/null 2>&1 ||
+            problem "contextflow has no login for BigQuery: gcloud auth application-default login"
+    fi
+    if [ "$1" != gcp ] && [ "$1" != schema ]; then
+        there=$(aws sts get-caller-identity --query Account --output text 2>/dev/null) || true
+        [ "$there" = "$AWS_ACCOUNT" ] || problem "aws is ${there:+logged in to $there, }not logged in to $AWS_ACCOUNT: aws configure, or AWS_PROFILE"
+    fi
+}
+
+# A pipeline that the kill-switch has stopped is started again by whoever decides so, not by the next deployment.
+refuse_under_a_brake() {
+    local state braked
+    # shellcheck source-path=SCRIPTDIR source=gcp/names.sh
+    . gcp/names.sh
+    state=$(look storage cat "gs://$OWN_BUCKET/kill-switch/state.json" | tr -d ' \n')
+    if [[ $state =~ \"active\":\[([^]]+)\] ]]; then
+        problem "the kill-switch has acted: ${BASH_REMATCH[1]//\"/} in force; look at the cost, then: contextflow release"
+    fi
+    braked=$(look pubsub subscriptions list --format='value[separator="|"](name.basename(),pushConfig.pushEndpoint)' |
+        sed -n 's/^\(clickstream-[a-z-]*-sub\)|$/\1/p' | tr '\n' ' ')
+    if [ -n "$braked" ]; then
+        problem "nothing is pushed from ${braked% }: the kill-switch's brake, or someone's; contextflow release starts it again"
+    fi
+    stop_if_problems
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Removes what deploy.sh made, and nothing else. Tables, buckets and the archive stay, unless they are asked for too.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+infra/destroy.sh [--settings FILE] [--dry-run] [--delete-data]
+
+  --settings FILE   the settings; infra/settings.env by default
+  --dry-run         print every command, whole and on one line, and run none; needs no login
+  --delete-data     remove the tables, the buckets and all that is in them, too: it cannot be had back
+END
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --settings) [ $# -ge 2 ] || { usage >&2 && exit 2; } ;;&
+        --settings) SETTINGS=$(realpath -m "$2") && shift ;;
+        --delete-data) DELETE_DATA=yes ;;
+        --dry-run) DRY_RUN=yes ;;
+        --help | -h) usage && exit ;;
+        *) usage >&2 && exit 2 ;;
+    esac
+    shift
+done
+
+cd "$(dirname "$0")"
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. ./lib.sh
+# shellcheck source-path=SCRIPTDIR source=parts.sh
+. ./parts.sh
+# shellcheck source-path=SCRIPTDIR source=checks.sh
+. ./checks.sh
+
+BINARIES=/ # nothing is built
+check_settings
+stop_if_problems
+if [ -z "$DRY_RUN" ]; then
+    tool gcloud "https://cloud.google.com/sdk/docs/install"
+    tool bq "it comes with gcloud: gcloud components install bq"
+    tool aws "https://docs.aws.amazon.com/cli/"
+    stop_if_problems
+    BIGQUERY_REST_ENDPOINT=${BIGQUERY_REST_ENDPOINT:-none} check_logins all
+    stop_if_problems
+fi
+
+steps=("${GCP[@]}" "${AWS[@]}" "${SITE[@]}")
+done_already=" "
+for ((at = ${#steps[@]} - 1; at >= 0; at--)); do
+    step=${steps[at]}
+    [[ $done_already != *" $step "* ]] || continue
+    done_already+="$step "
+    say
+    say "== $step"
+    "./$step.sh" down || die "$step failed. Mend the fault and run again: the run continues there."
+done
+
+say
+if [ -n "$DRY_RUN" ]; then
+    say "This was a dry run: nothing was removed."
+elif [ -n "$DELETE_DATA" ]; then
+    say "== done: nothing of it is left but the enabled APIs"
+else
+    say "== done: what is left are the tables, the buckets and the enabled APIs; destroy.sh --delete-data removes the data too"
+fi

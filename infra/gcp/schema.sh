@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Datasets, tables and views of BigQuery follow the schemas; nothing is dropped or narrowed.
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+. ../lib.sh
+# shellcheck source-path=SCRIPTDIR source=names.sh
+. ./names.sh
+
+up() {
+    local apply=(schema apply --project "$GCP_PROJECT" --location "$BIGQUERY_LOCATION")
+    say "datasets, tables and views in $BIGQUERY_LOCATION: make what is missing"
+    if [ -n "$BINARIES" ]; then
+        run "$BINARIES/contextflow" "${apply[@]}"
+    else
+        (cd "$ROOT" && run cargo run --quiet --features cloud -- "${apply[@]}")
+    fi
+}
+
+# Removes tables and views by their names, and a dataset only if nothing else is in it.
+down() {
+    local dataset known name there
+    if [ -z "$DELETE_DATA" ]; then
+        say "tables and views stay (--delete-data removes them)"
+        return
+    fi
+    for dataset in $(datasets); do
+        there=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --datasets --max_results=10000)
+        if [ -z "$DRY_RUN" ] && ! grep -qxF "$dataset" <<<"$there"; then
+            gone "dataset $dataset"
+            continue
+        fi
+        say "dataset $dataset: remove what is ours"
+        known=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --max_results=10000 "$dataset" | cut -d , -f 1)
+        # Views first.
+        for name in $(views "$dataset") $(tables "$dataset"); do
+            if [ -n "$DRY_RUN" ] || grep -qxF "$name" <<<"$known"; then
+                run bq --project_id="$GCP_PROJECT" rm --force --table "$GCP_PROJECT:$dataset.$name"
+            fi
+        done
+        known=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --max_results=10000 "$dataset" | sed 1d | cut -d , -f 1)
+        if [ -n "$known" ]; then
+            say "dataset $dataset stays: it holds what is not ours: ${known//$'\n'/ }"
+        else
+            run bq --project_id="$GCP_PROJECT" rm --force --dataset "$GCP_PROJECT:$dataset"
+        fi
+    done
+}
+
+"$1"

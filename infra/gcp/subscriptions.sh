@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The push subscriptions. Pub/Sub signs each push as contextflow-push, tries a message again after 10 s to 10 min, and after 100
+# attempts, which take more than 16 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+. ../lib.sh
+# shellcheck source-path=SCRIPTDIR source=names.sh
+. ./names.sh
+
+up() {
+    local agent subscription
+    agent=$(pubsub_agent)
+    # Projects whose Pub/Sub was enabled before April 2021 need this for signed pushes; in others it changes nothing.
+    grant "$agent" roles/iam.serviceAccountTokenCreator "" iam service-accounts @ "$(account push)"
+
+    subscription clickstream-raw-sub "$RAW_TOPIC" enricher /
+    subscription clickstream-enriched-sub "$ENRICHED_TOPIC" batcher /
+    subscription clickstream-archive-sub "$ENRICHED_TOPIC" batcher /archive
+    subscription clickstream-dead-letter-sub "$DEAD_LETTER_TOPIC" batcher /dead-letter
+    subscription budget-sub "$BUDGET_TOPIC" kill-switch /
+
+    # The kill-switch turns these into pull subscriptions (brake), and takes the publisher's role from the topic (stop).
+    for subscription in "${PIPELINE_SUBSCRIPTIONS[@]}"; do
+        grant "$(member kill-switch)" roles/pubsub.editor "" pubsub subscriptions @ "$subscription"
+    done
+    grant "$(member kill-switch)" roles/pubsub.admin "" pubsub topics @ "$RAW_TOPIC"
+}
+
+subscription() { # NAME TOPIC SERVICE PATH
+    local endpoint there wanted audience dead_letters flags
+    endpoint=$(address "$3")$4
+    audience=$(audience "$3")
+    flags=(--push-endpoint="$endpoint" --push-auth-service-account="$(account push)" --push-auth-token-audience="$audience"
+        --ack-deadline=60 --min-retry-delay=10s --max-retry-delay=600s --message-retention-duration=31d --expiration-period=never)
+    wanted="$endpoint|$(account push)|$audience|60|10s|600s|2678400s||"
+    # A message that fails here would come back to this subscription by its own topic, so it is tried for the 31 days instead.
+    if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then
+        dead_letters=projects/$GCP_PROJECT/topics/$DEAD_LETTER_TOPIC
+        flags+=(--dead-letter-topic="$dead_letters" --max-delivery-attempts=100)
+        wanted+="$dead_letters|100"
+    else
+        wanted+="|"
+    fi
+    there=$(look pubsub subscriptions describe "$1" --format='value[separator="|"](
+        pushConfig.pushEndpoint,
+        pushConfig.oidcToken.serviceAccountEmail,
+        pushConfig.oidcToken.audience,
+        ackDeadlineSeconds,
+        retryPolicy.minimumBackoff,
+        retryPolicy.maximumBackoff,
+        messageRetentionDuration,
+        expirationPolicy.ttl,
+        deadLetterPolicy.deadLetterTopic,
+        deadLetterPolicy.maxDeliveryAttempts)')
+    if [ "${there/|2678400s||/|2678400s||}" = "$wanted" ]; then
+        unchanged "subscription $1"
+    elif [ -z "$there" ]; then
+        say "subscription $1: make it, pushing to $3$4"
+        change_patiently pubsub subscriptions create "$1" --topic="$2" "${flags[@]}" --labels=app=contextflow --format=none
+    else
+        say "subscription $1: give it its settings"
+        change pubsub subscriptions update "$1" "${flags[@]}" --format=none
+    fi
+    if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then
+        grant "$agent" roles/pubsub.subscriber "" pubsub subscriptions @ "$1"
+    fi
+}
+
+down() {
+    local known name
+    known=$(look pubsub subscriptions list --format='value(name.basename())')
+    for name in budget-sub "${PIPELINE_SUBSCRIPTIONS[@]}"; do
+        if [ -n "$DRY_RUN" ] || grep -qxF "$name" <<<"$known"; then
+            say "subscription $name: remove it"
+            change pubsub subscriptions delete "$name"
+        else
+            gone "subscription $name"
+        fi
+    done
+}
+
+"$1"

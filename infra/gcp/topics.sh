@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The topics, and who may publish to which.
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+. ../lib.sh
+# shellcheck source-path=SCRIPTDIR source=names.sh
+. ./names.sh
+
+TOPICS=("$RAW_TOPIC" "$ENRICHED_TOPIC" "$DEAD_LETTER_TOPIC" "$BUDGET_TOPIC")
+# Who brings the notices of all budgets. Nobody else may: a forged notice could stop the pipeline.
+BUDGET_PUBLISHER=serviceAccount:billing-budget-alert@system.gserviceaccount.com
+
+there() { look pubsub topics list --format='value(name.basename())'; }
+
+up() {
+    local known topic agent
+    known=$(there)
+    for topic in "${TOPICS[@]}"; do
+        if grep -qxF "$topic" <<<"$known"; then
+            unchanged "topic $topic"
+        else
+            say "topic $topic: make it"
+            change pubsub topics create "$topic" --labels=app=contextflow --format=none
+        fi
+    done
+
+    agent=$(pubsub_agent)
+    group=(pubsub topics) named=("$DEAD_LETTER_TOPIC")
+    if [ -z "$(held "$agent" roles/pubsub.publisher "")" ]; then
+        say "Pub/Sub's own account in this project: see that it is there"
+        change beta services identity create --service=pubsub.googleapis.com --format=none
+    fi
+    may_publish "$(member publisher)" "$RAW_TOPIC"
+    may_publish "$(member enricher)" "$ENRICHED_TOPIC"
+    may_publish "$(member batcher)" "$ENRICHED_TOPIC"
+    may_publish "$(member enricher)" "$DEAD_LETTER_TOPIC"
+    may_publish "$(member batcher)" "$DEAD_LETTER_TOPIC"
+    may_publish "$agent" "$DEAD_LETTER_TOPIC"
+    may_publish "$BUDGET_PUBLISHER" "$BUDGET_TOPIC"
+    others
+}
+
+may_publish() { # MEMBER TOPIC
+    grant "$1" roles/pubsub.publisher "" pubsub topics @ "$2"
+}
+
+# Takes every other role on the budget's topic away.
+others() {
+    local role member
+    while IFS='|' read -r role member; do
+        [ -n "$role" ] || continue
+        [ "$role $member" = "roles/pubsub.publisher $BUDGET_PUBLISHER" ] ||
+            revoke "$member" "$role" "" pubsub topics @ "$BUDGET_TOPIC"
+    done < <(look pubsub topics get-iam-policy "$BUDGET_TOPIC" --flatten='bindings[].members[]' --format='value[separator="|"](bindings.role,bindings.members)')
+}
+
+down() {
+    local known topic
+    known=$(there)
+    for topic in "${TOPICS[@]}"; do
+        if [ -n "$DRY_RUN" ] || grep -qxF "$topic" <<<"$known"; then
+            say "topic $topic: remove it"
+            change pubsub topics delete "$topic"
+        else
+            gone "topic $topic"
+        fi
+    done
+}
+
+"$1"

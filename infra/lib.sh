@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# What every script of the deployment sources: settings, and the few words that all use.
+#
+# A concern is one script, `gcp/NAME.sh` or `aws/NAME.sh`, called with `up` or `down`. Both look before they act, so that a
+# second run changes nothing, and end with an error at the first thing that fails. deploy.sh calls them in order with
+# `up`, destroy.sh in the opposite order with `down`; each can be called alone: `infra/gcp/topics.sh up`.
+#
+# In the environment, all optional: SETTINGS (the file), DRY_RUN (not empty: print commands, run and ask nothing),
+# BINARIES (folder of built binaries), DELETE_DATA (not empty: `down` takes data too).
+# What is said, and the commands of a dry run, goes to descriptor 3, the standard output of the first script: so a
+# function that uses `run` or `say` can be read with $(...).
+# shellcheck disable=SC2034 # used by the scripts that source this
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export SETTINGS=${SETTINGS:-$ROOT/infra/settings.env}
+export DRY_RUN=${DRY_RUN:-} BINARIES=${BINARIES:-} DELETE_DATA=${DELETE_DATA:-}
+
+{ : >&3; } 2>/dev/null || exec 3>&1
+
+say() { printf '%s\n' "$*" >&3; }
+
+unchanged() { say "unchanged: $*"; }
+
+gone() { say "not there: $*"; }
+
+die() {
+    printf '%s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a command; in a dry run prints it, whole and on one line, as a shell would take it.
+run() {
+    if [ -n "$DRY_RUN" ]; then
+        printf '%q ' "$@" | sed 's/ $//' >&3
+        echo >&3
+    else
+        "$@"
+    fi
+}
+
+# The number of the project, which names of Google's own accounts and of the identity pool bear.
+project_number() {
+    if [ -n "$DRY_RUN" ]; then
+        echo PROJECT_NUMBER
+    elif [ -n "${PROJECT_NUMBER:-}" ]; then
+        echo "$PROJECT_NUMBER"
+    else
+        gcloud projects describe "$GCP_PROJECT" --format='value(projectNumber)'
+    fi
+}
+
+# Once: what deploy.sh has asked for stays.
+if [ "${SETTINGS_READ:-}" != "$SETTINGS" ]; then
+    [ -r "$SETTINGS" ] || die "$SETTINGS: no settings there; copy infra/settings.example.env to infra/settings.env and fill it in"
+    set -a
+    # shellcheck disable=SC1090 # the user's file
+    . "$SETTINGS"
+    SETTINGS_READ=$SETTINGS
+    set +a
+fi
