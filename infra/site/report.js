@@ -4,7 +4,7 @@ import { createTimeChart } from './chart.js';
 import { showDeadLetters } from './dead-letters.js';
 import { readJson } from './http.js';
 import { showRanks } from './ranks.js';
-import { el, eventText, formatCount, formatMs, formatSecond, formatTime } from './text.js';
+import { el, eventText, formatCount, formatMs, formatSecond, formatTime, formatUsd } from './text.js';
 
 const POLL_MS = 2000;
 const SECONDS = 120;
@@ -99,6 +99,9 @@ function show(report, chart, marked) {
   $('duplicates').textContent = formatCount(counts.duplicates);
   $('p50').textContent = formatMs(latency?.p50 ?? NaN);
   $('p99').textContent = formatMs(latency?.p99 ?? NaN);
+  const { load, usd_per_million: usd } = report.cost ?? {};
+  $('cost').textContent = formatUsd(usd ?? NaN);
+  $('cost').title = load ? `on the clouds, at ${formatCount(load.rps)} events a second, ${formatCount(load.batch)} a request` : '';
   $('samples').textContent = latency?.samples
     ? `Latency from received to queryable, over the last ${formatCount(latency.samples)} events`
     : 'Latency from received to queryable: no events yet';

@@ -73,6 +73,11 @@ export function formatMs(value) {
   return `${count.format(value / 1000)} s`;
 }
 
+/** `$0.35`. */
+export function formatUsd(value) {
+  return Number.isFinite(value) ? `$${value.toFixed(2)}` : NONE;
+}
+
 /** `10:00:00.123` for a time of today (UTC), with its date otherwise; a text that is no time stays as it came. */
 export function formatTime(value, today) {
   const ms = Date.parse(value);
