@@ -58,6 +58,9 @@ if [ -z "$DRY_RUN" ]; then
     [ "$only" = site ] || refuse_under_a_brake
 fi
 
+CHANGES=$(mktemp)
+export CHANGES
+trap 'rm -f "$CHANGES"' EXIT
 for step in "${steps[@]}"; do
     say
     say "== $step"

@@ -29,11 +29,13 @@ die() {
 }
 
 # Runs a command; in a dry run prints it, whole and on one line, as a shell would take it.
+# CHANGES is the file in which deploy.sh counts what was run; `CHANGES='' run …` runs what changes nothing in the clouds.
 run() {
     if [ -n "$DRY_RUN" ]; then
         printf '%q ' "$@" | sed 's/ $//' >&3
         echo >&3
     else
+        [ -z "${CHANGES:-}" ] || echo "$1" >>"$CHANGES"
         "$@"
     fi
 }

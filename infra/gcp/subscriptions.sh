@@ -22,9 +22,9 @@ up() {
 
     # The kill-switch turns these into pull subscriptions (brake), and takes the publisher's role from the topic (stop).
     for subscription in "${PIPELINE_SUBSCRIPTIONS[@]}"; do
-        grant "$(member kill-switch)" roles/pubsub.editor "" pubsub subscriptions @ "$subscription"
+        grant "$(member kill-switch)" "$BRAKE_ROLE" "" pubsub subscriptions @ "$subscription"
     done
-    grant "$(member kill-switch)" roles/pubsub.admin "" pubsub topics @ "$RAW_TOPIC"
+    grant "$(member kill-switch)" "$STOP_ROLE" "" pubsub topics @ "$RAW_TOPIC"
 }
 
 subscription() { # NAME TOPIC SERVICE PATH
