@@ -37,7 +37,7 @@ up() {
         sent=1
     done
     [ -n "$sent" ] || unchanged "pages of the site"
-    say "site: $(site_origin)/"
+    say "site: $(site_address)/"
 }
 
 # Fills in an empty setting of the page.
