@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 
 up() {
     local region api origins there
-    origins=$(printf '%s\n' "$(site_address)" "${SITE_ORIGIN:-}" | sed '/^$/d' | listed)
+    origins=$(printf '%s\n' "$(site_origin)" "${SITE_ORIGIN:-}" | sed '/^$/d' | listed)
     if [ -z "$origins" ]; then
         say "there is no site yet: the API takes events of pages of any origin until deploy.sh --only site has made it"
         return

@@ -125,6 +125,7 @@ reserve() { # REGION
     free=$(ask aws --region "$1" lambda get-account-settings --query AccountLimit.UnreservedConcurrentExecutions)
     if [ -n "$free" ] && ((free + ${there:-0} - CONCURRENCY < UNRESERVED)); then
         say "function $PUBLISHER in $1: the account has $free at once, too few to reserve $CONCURRENCY of them; they bound it"
+        [ -z "$there" ] || run aws --region "$1" lambda delete-function-concurrency --function-name "$PUBLISHER"
         return
     fi
     say "function $PUBLISHER in $1: at most $CONCURRENCY requests at once"

@@ -51,7 +51,7 @@ distribution() { # FIELD
         --query "DistributionList.Items[?Origins.Items[0].Id=='$SITE_BUCKET'] | [0].$1"
 }
 
-site_address() {
+site_origin() {
     local alias domain
     alias=$(distribution 'Aliases.Items[0]')
     domain=$(distribution DomainName)

@@ -37,7 +37,7 @@ up() {
         sent=1
     done
     [ -n "$sent" ] || unchanged "pages of the site"
-    say "site: $(site_address)/"
+    say "site: $(site_origin)/"
 }
 
 # Fills in an empty setting of the page.
