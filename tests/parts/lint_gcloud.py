@@ -3,7 +3,7 @@
     infra/deploy.sh --settings infra/settings.example.env --dry-run | python tests/parts/lint_gcloud.py
     python tests/parts/lint_gcloud.py FILE...
 
-Prints one line a command that gcloud does not take, and how many were checked. Exit code 1 where one is not taken or none
+Prints one line a command that gcloud does not take, else how many were checked. Exit code 1 where one is not taken or none
 was found: `gcloud meta lint-gcloud-commands` itself ends with 0 in any case. Values of free-form flags are not checked.
 """
 
@@ -28,7 +28,7 @@ def lint(found):
         arguments = ["gcloud", "meta", "lint-gcloud-commands", "--serialize", f"--commands-file={file.name}"]
         process = subprocess.run(arguments, capture_output=True, text=True, check=False)
     try:
-        return json.loads(process.stdout)
+        return [result for results in json.loads(process.stdout).values() for result in results]
     except json.JSONDecodeError:
         sys.exit(f"gcloud meta lint-gcloud-commands gave no JSON:\n{process.stdout[:2000]}\n{process.stderr[:2000]}")
 
@@ -42,9 +42,12 @@ def main():
     results = lint(found) if found else []
     faults = [result for result in results if result.get("success") is not True]
     for fault in faults:
-        print(f"{fault.get('command_string')}\n    {fault.get('error_message')}")
-    print(f"{len(found)} gcloud commands, {len(results)} checked, {len(faults)} not taken")
-    sys.exit(0 if found and len(results) == len(found) and not faults else 1)
+        reason = " ".join(str(fault.get("error_message")).split("To search the help text")[0].split())
+        print(f"{reason}: {fault.get('command_string')}")
+    if faults:
+        sys.exit(1)
+    print(f"gcloud takes {len(results)} of {len(found)} commands")
+    sys.exit(0 if found and len(results) == len(found) else 1)
 
 
 if __name__ == "__main__":
