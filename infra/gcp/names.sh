@@ -127,8 +127,8 @@ held() { # MEMBER ROLE CONDITION
 
 # A folder for files that commands read. It stays, so that the commands of a dry run can be given by hand.
 folder_for() { # CONCERN
-    mkdir -p "$ROOT/target/deployment/$1"
-    echo "$ROOT/target/deployment/$1"
+    mkdir -p "$FILES/$1"
+    echo "$FILES/$1"
 }
 
 # 16 hexadecimal digits that stand for what is read.
