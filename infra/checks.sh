@@ -127,7 +127,7 @@ check_logins() { # PART
             problem "contextflow has no login for BigQuery: gcloud auth application-default login"
     fi
     if one_of "$1" all aws site destroy && command -v aws >/dev/null && [ -n "${AWS_ACCOUNT:-}" ]; then
-        there=$(aws sts get-caller-identity --query Account --output text 2>/dev/null) || true
+        there=$(aws --region us-east-1 sts get-caller-identity --query Account --output text 2>/dev/null) || true
         [ "$there" = "$AWS_ACCOUNT" ] || problem "aws is ${there:+logged in to $there, }not logged in to $AWS_ACCOUNT: aws configure, or AWS_PROFILE"
     fi
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The push subscriptions. Pub/Sub signs each push as contextflow-push, tries a message again after 10 s to 10 min, and after 100
-# attempts, which take more than 16 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
+# attempts, which take over 15 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
