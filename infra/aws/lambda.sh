@@ -18,7 +18,7 @@ package() { # FOLDER
     if [ -z "$binary" ]; then
         say "function $PUBLISHER: build it for arm64"
         binary=$ROOT/target/lambda/publisher/bootstrap
-        (cd "$ROOT" && CHANGES='' run cargo lambda build --arm64 --profile deploy --package publisher >&2)
+        (cd "$ROOT" && CHANGES='' run cargo lambda build --arm64 --profile deploy --package publisher --lambda-dir target/lambda >&2)
     fi
     [ -z "$DRY_RUN" ] || return 0
     [ -f "$binary" ] || die "$binary: there is no such file; build it (cargo lambda build --arm64 --profile deploy --package publisher)"

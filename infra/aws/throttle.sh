@@ -19,11 +19,13 @@ throttle() {
             egress = (3000 + bytes) / 1000 * 0.09 # to the internet, a GB; 3,000 bytes: handshake share, headers and the answer
             return api + request + duration + logs + egress
         }
+        function at_most(most, value) { return value < most ? value : most }
         BEGIN {
             price = dollars(1000, 1)              # a request of one event
             requests = limit / price * 1e6 / regions
             rate = requests / (86400 + 10)        # the bucket is spent once more than it is refilled in a day
-            burst = int(rate * 10 + 1)            # what ten seconds bring may come at once
+            rate = at_most(10000, rate)           # more is no account given unasked, nor a larger burst
+            burst = at_most(5000, int(rate * 10 + 1)) # what ten seconds bring may come at once
             concurrency = int(rate + 1)           # a second of requests at work at once: each may take a second on average
             printf "%.2f %d %d %.2f %.0f\n", rate, burst, concurrency < 2 ? 2 : concurrency, price, limit / price * dollars(1048576, 2)
         }')
