@@ -69,27 +69,34 @@ tool() { # NAME WHERE-FROM
     command -v "$1" >/dev/null || problem "$1 is missing: $2"
 }
 
+# Each check asks whether it is of the part: all, gcp, aws, site, schema, destroy.
+one_of() { # PART PARTS...
+    [[ " ${*:2} " == *" $1 "* ]]
+}
+
 check_tools() { # PART
     local binary
-    [ -z "$DRY_RUN" ] || return 0
-    tool openssl "install it with your system's packages"
-    if [ "$1" != site ]; then
+    if one_of "$1" all gcp aws schema destroy; then
         tool gcloud "https://cloud.google.com/sdk/docs/install"
     fi
-    if [ "$1" = all ] || [ "$1" = gcp ]; then
+    if one_of "$1" all gcp destroy; then
         tool bq "it comes with gcloud: gcloud components install bq"
+        tool openssl "install it with your system's packages"
     fi
-    if [ "$1" != gcp ] && [ "$1" != schema ]; then
+    if one_of "$1" all aws site destroy; then
         tool aws "https://docs.aws.amazon.com/cli/"
-        tool zip "install it with your system's packages"
     fi
-    if [ -n "$BINARIES" ]; then
+    if one_of "$1" all aws; then
+        tool zip "install it with your system's packages"
+        tool openssl "install it with your system's packages"
+    fi
+    if one_of "$1" all gcp aws schema && [ -z "$BINARIES" ]; then
+        tool cargo "https://rustup.rs"
+        [ "$1" = schema ] || tool cargo-lambda "pip install cargo-lambda ziglang"
+    elif [ -n "$BINARIES" ]; then
         for binary in $(binaries_of "$1"); do
             [ -f "$BINARIES/$binary" ] || problem "$BINARIES/$binary: there is no such file"
         done
-    elif [ "$1" != site ]; then
-        tool cargo "https://rustup.rs"
-        [ "$1" = schema ] || tool cargo-lambda "pip install cargo-lambda"
     fi
 }
 
@@ -102,30 +109,34 @@ binaries_of() { # PART
     esac
 }
 
+# Whoever has no tool, or no project in the settings, was told so.
 check_logins() { # PART
     local there
-    if [ "$1" != site ]; then
+    if one_of "$1" all gcp aws schema destroy && command -v gcloud >/dev/null && [ -n "${GCP_PROJECT:-}" ]; then
         there=$(gcloud projects describe "$GCP_PROJECT" --format='value(projectNumber)' 2>/dev/null) || true
         if [ -z "$there" ]; then
-            problem "gcloud cannot see the project $GCP_PROJECT: gcloud auth login, or make it: gcloud projects create $GCP_PROJECT"
+            problem "gcloud sees no project $GCP_PROJECT: gcloud auth login, or make it: gcloud projects create $GCP_PROJECT"
         else
             export PROJECT_NUMBER=$there
+            one_of "$1" aws schema destroy || check_billing
         fi
     fi
-    if [ "$1" = all ] || [ "$1" = gcp ]; then
-        there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>/dev/null) || true
-        [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
-            problem "the project's bills do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT"
-    fi
-    # `contextflow schema apply` logs in by itself.
-    if [ "$1" != aws ] && [ "$1" != site ] && [ -z "${BIGQUERY_REST_ENDPOINT:-}${GOOGLE_APPLICATION_CREDENTIALS:-}" ]; then
+    # `contextflow schema` logs in by itself.
+    if one_of "$1" all gcp schema && command -v gcloud >/dev/null && [ -z "${BIGQUERY_REST_ENDPOINT:-}${GOOGLE_APPLICATION_CREDENTIALS:-}" ]; then
         gcloud auth application-default print-access-token >/dev/null 2>&1 ||
             problem "contextflow has no login for BigQuery: gcloud auth application-default login"
     fi
-    if [ "$1" != gcp ] && [ "$1" != schema ]; then
-        there=$(aws sts get-caller-identity --query Account --output text 2>/dev/null) || true
+    if one_of "$1" all aws site destroy && command -v aws >/dev/null && [ -n "${AWS_ACCOUNT:-}" ]; then
+        there=$(aws --region us-east-1 sts get-caller-identity --query Account --output text 2>/dev/null) || true
         [ "$there" = "$AWS_ACCOUNT" ] || problem "aws is ${there:+logged in to $there, }not logged in to $AWS_ACCOUNT: aws configure, or AWS_PROFILE"
     fi
+}
+
+check_billing() {
+    local there
+    there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>/dev/null) || true
+    [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
+        problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT"
 }
 
 # A pipeline that the kill-switch has stopped is started again by whoever decides so, not by the next deployment.

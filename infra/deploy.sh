@@ -50,14 +50,16 @@ check_settings
 if [ "$only" = all ] || [ "$only" = gcp ]; then
     choose_mode
 fi
-check_tools "$only"
-stop_if_problems
 if [ -z "$DRY_RUN" ]; then
+    check_tools "$only"
     check_logins "$only"
-    stop_if_problems
-    [ "$only" = site ] || refuse_under_a_brake
 fi
+stop_if_problems
+[ -n "$DRY_RUN" ] || [ "$only" = site ] || refuse_under_a_brake
 
+CHANGES=$(mktemp)
+export CHANGES
+trap 'rm -f "$CHANGES"' EXIT
 for step in "${steps[@]}"; do
     say
     say "== $step"

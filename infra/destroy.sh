@@ -32,17 +32,12 @@ cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=checks.sh
 . ./checks.sh
 
-BINARIES=/ # nothing is built
 check_settings
-stop_if_problems
 if [ -z "$DRY_RUN" ]; then
-    tool gcloud "https://cloud.google.com/sdk/docs/install"
-    tool bq "it comes with gcloud: gcloud components install bq"
-    tool aws "https://docs.aws.amazon.com/cli/"
-    stop_if_problems
-    BIGQUERY_REST_ENDPOINT=${BIGQUERY_REST_ENDPOINT:-none} check_logins all
-    stop_if_problems
+    check_tools destroy
+    check_logins destroy
 fi
+stop_if_problems
 
 steps=("${GCP[@]}" "${AWS[@]}" "${SITE[@]}")
 done_already=" "

@@ -6,14 +6,14 @@
 # `up`, destroy.sh in the opposite order with `down`; each can be called alone: `infra/gcp/topics.sh up`.
 #
 # In the environment, all optional: SETTINGS (the file), DRY_RUN (not empty: print commands, run and ask nothing),
-# BINARIES (folder of built binaries), DELETE_DATA (not empty: `down` takes data too).
+# BINARIES (folder of built binaries), DELETE_DATA (not empty: `down` takes data too), FILES (folder for what commands read).
 # What is said, and the commands of a dry run, goes to descriptor 3, the standard output of the first script: so a
 # function that uses `run` or `say` can be read with $(...).
 # shellcheck disable=SC2034 # used by the scripts that source this
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export SETTINGS=${SETTINGS:-$ROOT/infra/settings.env}
-export DRY_RUN=${DRY_RUN:-} BINARIES=${BINARIES:-} DELETE_DATA=${DELETE_DATA:-}
+export DRY_RUN=${DRY_RUN:-} BINARIES=${BINARIES:-} DELETE_DATA=${DELETE_DATA:-} FILES=${FILES:-$ROOT/target/deployment}
 
 { : >&3; } 2>/dev/null || exec 3>&1
 
@@ -29,11 +29,13 @@ die() {
 }
 
 # Runs a command; in a dry run prints it, whole and on one line, as a shell would take it.
+# CHANGES is the file in which deploy.sh counts what was run; `CHANGES='' run …` runs what changes nothing in the clouds.
 run() {
     if [ -n "$DRY_RUN" ]; then
         printf '%q ' "$@" | sed 's/ $//' >&3
         echo >&3
     else
+        [ -z "${CHANGES:-}" ] || echo "$1" >>"$CHANGES"
         "$@"
     fi
 }

@@ -3,8 +3,8 @@
 # shellcheck disable=SC2034 # used by those
 
 GCP=(
-    gcp/apis gcp/service-accounts gcp/identity-pool gcp/topics gcp/buckets gcp/schema gcp/datasets gcp/budget gcp/services
-    gcp/subscriptions gcp/backfill gcp/request-logs gcp/monitoring
+    gcp/apis gcp/service-accounts gcp/roles gcp/identity-pool gcp/topics gcp/buckets gcp/schema gcp/datasets gcp/budget
+    gcp/services gcp/subscriptions gcp/backfill gcp/request-logs gcp/monitoring
 )
 SCHEMA=(gcp/schema)
 AWS=(aws/role aws/log-group aws/lambda aws/http-api aws/cors aws/budget)

@@ -5,7 +5,12 @@ cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . ./lib.sh
 
-say "== done"
+# shellcheck disable=SC2153 # a file of deploy.sh
+if [ -s "$CHANGES" ]; then
+    say "== done: $(wc -l <"$CHANGES") commands made or changed something"
+else
+    say "== done: nothing was changed"
+fi
 if [ "$1" = all ] || [ "$1" = gcp ]; then
     say "Google Cloud, project $GCP_PROJECT, $GCP_REGION:"
     say "  services enricher, batcher, kill-switch (MODE=$MODE); job backfill"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # CloudFront before the bucket: HTTPS only, the headers that keep the page to itself, and the one right to read the bucket.
 #
-# With SITE_ORIGIN=https://HOST the distribution answers to HOST, with the certificate that AWS Certificate Manager has for
-# it in us-east-1, from TLS 1.2. CloudFront's own domain takes what CloudFront sets for it.
+# Where AWS Certificate Manager has a certificate in us-east-1 for the host of SITE_ORIGIN, the distribution answers to that
+# host, from TLS 1.2. For its own domain CloudFront itself sets what it takes.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -87,16 +87,14 @@ up_headers() { # POLICY
 }
 
 up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
-    local there id wanted alias='"Quantity":0' certificate='{"CloudFrontDefaultCertificate":true}' host='' arn=None reference
-    if [ -n "${SITE_ORIGIN:-}" ]; then
+    local there id wanted alias='"Quantity":0' certificate='{"CloudFrontDefaultCertificate":true}' host='' arn reference
+    arn=$(certificate)
+    if [ -n "$arn" ]; then
         host=${SITE_ORIGIN#https://}
-        host=${host%/}
-        [[ $SITE_ORIGIN == https://* && $host =~ ^[a-z0-9.-]+$ ]] || die "SITE_ORIGIN=$SITE_ORIGIN: give it as https://www.example.com, or leave it empty for CloudFront's own domain"
-        arn=$(certificate_of "$host")
         alias='"Quantity":1,"Items":["'$host'"]'
         certificate='{"ACMCertificateArn":"'$arn'","SSLSupportMethod":"sni-only","MinimumProtocolVersion":"TLSv1.2_2021"}'
     fi
-    wanted=$(printf '%s\t' "$1" "$2" "${host:-None}" "$arn" True)
+    wanted=$(printf '%s\t' "$1" "$2" "${host:-None}" "${arn:-None}" True)
     id=$(distribution Id)
     if [ -n "$id" ]; then
         there=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query \
@@ -133,13 +131,19 @@ up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
     fi
 }
 
-certificate_of() { # HOST
-    local arn
+# The certificate for the host of SITE_ORIGIN; nothing where there is none, or no such host.
+certificate() {
+    local host=${SITE_ORIGIN:-} arn
+    host=${host#https://}
+    [[ ${SITE_ORIGIN:-} =~ ^https://[a-z0-9.-]+$ ]] || return 0
     arn=$(ask aws --region us-east-1 acm list-certificates --certificate-statuses ISSUED --query \
-        "CertificateSummaryList[?DomainName=='$1' || contains(SubjectAlternativeNameSummaries || \`[]\`, '$1')] | [0].CertificateArn")
-    [ -n "$arn$DRY_RUN" ] || die "SITE_ORIGIN=$SITE_ORIGIN: there is no issued certificate for $1 in us-east-1; ask for one with
-  aws acm request-certificate --region us-east-1 --validation-method DNS --domain-name $1"
-    echo "${arn:-CERTIFICATE_ARN}"
+        "CertificateSummaryList[?DomainName=='$host' || contains(SubjectAlternativeNameSummaries || \`[]\`, '$host')] | [0].CertificateArn")
+    if [ -n "$arn" ]; then
+        echo "$arn"
+    else
+        say "there is no issued certificate for $host in us-east-1, so the site stays on CloudFront's own domain; to have it there, ask for one and deploy again:"
+        say "  aws acm request-certificate --region us-east-1 --validation-method DNS --domain-name $host"
+    fi
 }
 
 etag() { # DISTRIBUTION

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tells the API of every region which origin its pages come from: the site's. (CORS keeps other sites' pages out, not
-# other programs: the endpoint is open, and its throttle is what bounds it.)
+# Tells the API of every region whose pages may send events: the site's, and those of SITE_ORIGIN. (CORS keeps other pages
+# out, not other programs: the endpoint is open, and its throttle is what bounds it.)
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -9,9 +9,9 @@ cd "$(dirname "$0")"
 . ./names.sh
 
 up() {
-    local region api origin there
-    origin=$(site_origin)
-    if [ -z "$origin" ]; then
+    local region api origins there
+    origins=$(printf '%s\n' "$(site_origin)" "${SITE_ORIGIN:-}" | sed '/^$/d' | listed)
+    if [ -z "$origins" ]; then
         say "there is no site yet: the API takes events of pages of any origin until deploy.sh --only site has made it"
         return
     fi
@@ -23,16 +23,19 @@ up() {
         fi
         there=
         [ -z "$api" ] || there=$(ask aws --region "$region" apigatewayv2 get-api --api-id "$api" \
-            --query "join(',', CorsConfiguration.AllowOrigins || \`[]\`)")
-        if [ "$there" = "$origin" ]; then
-            unchanged "origin that the HTTP API in $region lets in"
+            --query 'CorsConfiguration.AllowOrigins' | tr '\t' '\n' | listed)
+        if [ "$there" = "$origins" ]; then
+            unchanged "whose pages the HTTP API in $region lets in"
             continue
         fi
-        say "HTTP API $PUBLISHER in $region: let pages of $origin in"
+        say "HTTP API $PUBLISHER in $region: let pages of $origins in"
         run aws --region "$region" apigatewayv2 update-api --api-id "${api:-API_ID}" \
-            --cors-configuration "AllowOrigins=$origin,AllowMethods=GET,POST,AllowHeaders=content-type,ExposeHeaders=retry-after,MaxAge=86400" >/dev/null
+            --cors-configuration "AllowOrigins=$origins,AllowMethods=GET,POST,AllowHeaders=content-type,ExposeHeaders=retry-after,MaxAge=86400" >/dev/null
     done
 }
+
+# Lines as one list, in an order of its own.
+listed() { sort -u | paste -sd, -; }
 
 # Goes with the API.
 down() { :; }

@@ -18,7 +18,7 @@ package() { # FOLDER
     if [ -z "$binary" ]; then
         say "function $PUBLISHER: build it for arm64"
         binary=$ROOT/target/lambda/publisher/bootstrap
-        (cd "$ROOT" && run cargo lambda build --arm64 --profile deploy --package publisher >&2)
+        (cd "$ROOT" && CHANGES='' run cargo lambda build --arm64 --profile deploy --package publisher --lambda-dir target/lambda >&2)
     fi
     [ -z "$DRY_RUN" ] || return 0
     [ -f "$binary" ] || die "$binary: there is no such file; build it (cargo lambda build --arm64 --profile deploy --package publisher)"
@@ -125,6 +125,7 @@ reserve() { # REGION
     free=$(ask aws --region "$1" lambda get-account-settings --query AccountLimit.UnreservedConcurrentExecutions)
     if [ -n "$free" ] && ((free + ${there:-0} - CONCURRENCY < UNRESERVED)); then
         say "function $PUBLISHER in $1: the account has $free at once, too few to reserve $CONCURRENCY of them; they bound it"
+        [ -z "$there" ] || run aws --region "$1" lambda delete-function-concurrency --function-name "$PUBLISHER"
         return
     fi
     say "function $PUBLISHER in $1: at most $CONCURRENCY requests at once"

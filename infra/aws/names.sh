@@ -51,11 +51,10 @@ distribution() { # FIELD
         --query "DistributionList.Items[?Origins.Items[0].Id=='$SITE_BUCKET'] | [0].$1"
 }
 
-# Where the page is: SITE_ORIGIN, else CloudFront's own domain; nothing as long as there is neither.
 site_origin() {
-    local domain
-    [ -z "${SITE_ORIGIN:-}" ] || { echo "${SITE_ORIGIN%/}" && return; }
+    local alias domain
+    alias=$(distribution 'Aliases.Items[0]')
     domain=$(distribution DomainName)
     [ -z "$DRY_RUN" ] || domain=DISTRIBUTION.cloudfront.net
-    [ -z "$domain" ] || echo "https://$domain"
+    [ -z "$alias$domain" ] || echo "https://${alias:-$domain}"
 }

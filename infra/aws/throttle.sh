@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # How many requests AWS_DAILY_LIMIT pays for: RATE and BURST of the API in each region, and CONCURRENCY of the function.
-# Sourced. Prices are the list of us-east-1, 2026; some regions take up to a fifth more.
+# Sourced. The prices are those of infra/prices.json (us-east-1; some regions take up to a fifth more); what a request
+# takes is assumed with caution. AWS calls a throttle best effort: for a moment more may pass.
 # shellcheck disable=SC2034 # used by the scripts that source it
 
 MEMORY_MB=256
@@ -11,19 +12,21 @@ throttle() {
     [ "$currency" = USD ] || die "AWS_DAILY_LIMIT=\"$AWS_DAILY_LIMIT\": AWS bills in USD; give it as \"5 USD\""
     read -r RATE BURST CONCURRENCY PER_MILLION LARGEST < <(awk -v limit="$limit" -v regions="$regions" -v memory="$MEMORY_MB" '
         function dollars(bytes, units) {          # a million requests of that size
-            api = 1.00 * units                    # HTTP API, a unit of 512 KB
+            api = 1.00 * units                    # HTTP API, a unit of 512 KiB
             request = 0.20                        # Lambda, a request
             duration = memory / 1024 * 0.2 * 13.3334 # Lambda on arm64, a GB-second; 0.2 s: a publish to the other cloud and back
             logs = 300 / 1000 * 0.50              # CloudWatch, a GB; 300 bytes: one line, as a failing request writes
             egress = (3000 + bytes) / 1000 * 0.09 # to the internet, a GB; 3,000 bytes: handshake share, headers and the answer
             return api + request + duration + logs + egress
         }
+        function at_most(most, value) { return value < most ? value : most }
         BEGIN {
             price = dollars(1000, 1)              # a request of one event
             requests = limit / price * 1e6 / regions
             rate = requests / (86400 + 10)        # the bucket is spent once more than it is refilled in a day
-            burst = int(rate * 10 + 1)            # what ten seconds bring may come at once
+            rate = at_most(10000, rate)           # more is no account given unasked, nor a larger burst
+            burst = at_most(5000, int(rate * 10 + 1)) # what ten seconds bring may come at once
             concurrency = int(rate + 1)           # a second of requests at work at once: each may take a second on average
-            printf "%.2f %d %d %.2f %.0f\n", rate, burst, concurrency < 2 ? 2 : concurrency, price, limit / price * dollars(1048576, 3)
+            printf "%.2f %d %d %.2f %.0f\n", rate, burst, concurrency < 2 ? 2 : concurrency, price, limit / price * dollars(1048576, 2)
         }')
 }

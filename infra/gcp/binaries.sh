@@ -16,9 +16,9 @@ build() { # NAME...
     for name in "$@"; do
         packages+=(--package "$name")
     done
-    (cd "$ROOT" && run cargo lambda build --profile deploy --target "$TARGET.$GLIBC" "${packages[@]}" >&2)
+    (cd "$ROOT" && CHANGES='' run cargo lambda build --profile deploy --target "$TARGET.$GLIBC" "${packages[@]}" >&2)
     for name in "$@"; do
-        run install -D -m 755 "$ROOT/target/lambda/$name/bootstrap" "$ROOT/target/cloud-run/$name"
+        CHANGES='' run install -D -m 755 "$ROOT/target/lambda/$name/bootstrap" "$ROOT/target/cloud-run/$name"
     done
 }
 

@@ -85,7 +85,7 @@ down() {
         there=$(HOW=look buckets describe "gs://$name" --format='value(name)')
         if [ -n "$there$DRY_RUN" ]; then
             say "bucket $name: remove it with all that is in it"
-            change storage rm --recursive "gs://$name"
+            change storage rm "gs://$name" --recursive
         else
             gone "bucket $name"
         fi

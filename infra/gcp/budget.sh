@@ -23,7 +23,7 @@ up() {
         rules+=("percent=$percent")
     done
     id=$(budget_id)
-    if [ -z "$id$DRY_RUN" ] || [ -n "$DRY_RUN" ]; then
+    if [ -z "$id" ] || [ -n "$DRY_RUN" ]; then
         say "budget $BUDGET: make it"
         budgets create --display-name="$BUDGET" --budget-amount="$amount$currency" --filter-projects="projects/$GCP_PROJECT" \
             --calendar-period=month "${rules[@]/#/--threshold-rule=}" --notifications-rule-pubsub-topic="$TOPIC" --format=none
@@ -33,7 +33,7 @@ up() {
         amount.specifiedAmount.units,
         amount.specifiedAmount.currencyCode,
         thresholdRules.thresholdPercent.list(separator=";"),
-        notificationsRule.pubsubTopic)')
+        notificationsRule.pubsubTopic)' | sed 's/\.0\([;|]\)/\1/g')
     if [ "$there" = "$amount|$currency|$shares|$TOPIC" ]; then
         unchanged "budget $BUDGET"
     else

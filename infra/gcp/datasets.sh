@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Who may write into the datasets: the batcher into those of streamed events, the backfill into all, and it may run jobs.
+# Who may write into the datasets: the batcher may append to tables of streamed events, the backfill may make and replace
+# tables of all, and run jobs.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -10,26 +11,27 @@ cd "$(dirname "$0")"
 up() {
     local dataset
     for dataset in $(streamed_datasets); do
-        writer batcher "$dataset"
+        writer batcher "$dataset" "$APPEND_ROLE"
     done
     for dataset in $(datasets); do
-        writer backfill "$dataset"
+        writer backfill "$dataset" WRITER
     done
     grant "$(member backfill)" roles/bigquery.jobUser "" projects @ "$GCP_PROJECT"
 }
 
 # BigQuery keeps a dataset's roles in the dataset itself; WRITER is roles/bigquery.dataEditor there.
-writer() { # ACCOUNT DATASET
-    local email there file
-    email=$(account "$1")
+writer() { # ACCOUNT DATASET ROLE
+    local there file entry
+    entry="{\"role\":\"$3\",\"userByEmail\":\"$(account "$1")\"}"
     there=$(ask bq --project_id="$GCP_PROJECT" --format=json show --dataset "$GCP_PROJECT:$2")
-    if [[ $there == *"\"$email\""* ]]; then
-        unchanged "contextflow-$1 writes into $2"
+    [ -n "$there$DRY_RUN" ] || die "there is no dataset $2; run deploy.sh --only schema"
+    if [[ $there == *"$entry"* ]]; then
+        unchanged "$3 of contextflow-$1 on dataset $2"
         return
     fi
-    say "dataset $2: let contextflow-$1 write"
+    say "dataset $2: give $3 to contextflow-$1"
     file=$(folder_for datasets)/$2.json
-    printf '%s\n' "$there" | sed "s/\"access\": *\[/&{\"role\": \"WRITER\", \"userByEmail\": \"$email\"}, /" >"$file"
+    printf '%s\n' "$there" | sed "s|\"access\": *\[|&$entry,|" >"$file"
     run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$2"
 }
 

@@ -13,7 +13,7 @@ POOL=(contextflow --location=global)
 PROVIDER=(aws --workload-identity-pool=contextflow --location=global)
 ROLE=arn:aws:sts::$AWS_ACCOUNT:assumed-role/clickstream-publisher
 MAPPING='google.subject=assertion.arn,attribute.aws_account=assertion.account'
-MAPPING+=",attribute.aws_role=assertion.arn.extract('{start}assumed-role/') + 'assumed-role/' + assertion.arn.extract('assumed-role/{role}/')"
+MAPPING+=",attribute.aws_role=assertion.arn.extract('{account_arn}assumed-role/') + 'assumed-role/' + assertion.arn.extract('assumed-role/{role_name}/')"
 CONDITION="assertion.account == '$AWS_ACCOUNT' && assertion.arn.startsWith('$ROLE/')"
 
 pools() { "${HOW:-change}" iam workload-identity-pools "$@"; }
@@ -62,14 +62,14 @@ sorted() { tr ',' '\n' <<<"${1//|/,}" | sort; }
 down() {
     local state
     state=$(HOW=look pools providers describe "${PROVIDER[@]}" --format='value(state)')
-    if [ "$state$DRY_RUN" = "ACTIVE" ] || [ -n "$DRY_RUN" ]; then
+    if [ "$state" = ACTIVE ] || [ -n "$DRY_RUN" ]; then
         say "provider aws: remove it"
         pools providers delete "${PROVIDER[@]}" --format=none
     else
         gone "provider aws"
     fi
     state=$(HOW=look pools describe "${POOL[@]}" --format='value(state)')
-    if [ "$state$DRY_RUN" = "ACTIVE" ] || [ -n "$DRY_RUN" ]; then
+    if [ "$state" = ACTIVE ] || [ -n "$DRY_RUN" ]; then
         say "identity pool contextflow: remove it; Google keeps its name for 30 days"
         pools delete "${POOL[@]}" --format=none
     else

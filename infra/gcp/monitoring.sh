@@ -27,7 +27,10 @@ filled() { # FILE
         -e "s|\${FLOOD_PER_MINUTE}|$FLOOD_PER_MINUTE|g" -e "s|\${NOTIFICATION_CHANNEL}|${channel:-}|g" "$1"
 }
 
-channels() { look beta monitoring channels list --filter='userLabels.app=contextflow' --format='value[separator="|"](name,labels.email_address)'; }
+# Ours of a list whose lines begin with what tells whose they are.
+ours() { sed -n 's/^contextflow|//p'; }
+
+channels() { look beta monitoring channels list --format='value[separator="|"](userLabels.app,name,labels.email_address)' | ours; }
 
 # Where alerts go: an e-mail. Its name, which Google chose, is `channel` from here on.
 channel() {
@@ -79,9 +82,9 @@ dashboard() {
     fi
 }
 
-dashboards() { look monitoring dashboards list --filter='labels:contextflow' --format='value[separator="|"](name,etag,labels)'; }
+dashboards() { look monitoring dashboards list --format='value[separator="|"](name,etag,labels.list())' | sed -n '/|.*|.*contextflow=/p'; }
 
-policies() { look alpha monitoring policies list --filter='userLabels.app=contextflow' --format='value[separator="|"](name,userLabels.file,userLabels.deployed)'; }
+policies() { look alpha monitoring policies list --format='value[separator="|"](userLabels.app,name,userLabels.file,userLabels.deployed)' | ours; }
 
 alert() { # FILE
     local name there mark

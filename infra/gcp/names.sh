@@ -10,6 +10,10 @@ PIPELINE_SUBSCRIPTIONS=(clickstream-raw-sub clickstream-enriched-sub clickstream
 EVENTS_BUCKET=$GCP_PROJECT-clickstream  # archive/, archive/dead-letter/
 OWN_BUCKET=$GCP_PROJECT-contextflow     # enrichment/, kill-switch/, backfill/, builds/
 BUDGET=contextflow-$GCP_PROJECT
+# Roles of our own, where Google's hold more than a function needs (roles.sh).
+APPEND_ROLE=projects/$GCP_PROJECT/roles/${ROLE_PREFIX:-contextflow}_append
+BRAKE_ROLE=projects/$GCP_PROJECT/roles/${ROLE_PREFIX:-contextflow}_brake
+STOP_ROLE=projects/$GCP_PROJECT/roles/${ROLE_PREFIX:-contextflow}_stop
 
 account() { echo "contextflow-$1@$GCP_PROJECT.iam.gserviceaccount.com"; }
 
@@ -27,7 +31,7 @@ ask() {
     if answer=$("$@" 2>"$errors"); then
         rm "$errors"
         [ -z "$answer" ] || printf '%s\n' "$answer"
-    elif grep -qiE 'NOT_FOUND|not found|does not exist|cannot find|matched no objects|SERVICE_DISABLED' "$errors"; then
+    elif grep -qiE 'NOT_FOUND|not found|does not exist|cannot find|matched no objects|SERVICE_DISABLED' "$errors" - <<<"$answer"; then # bq tells faults as answers
         rm "$errors"
     else
         cat "$errors" >&2
@@ -83,7 +87,7 @@ grant() {
         return
     fi
     say "${named[0]}: give $role to ${member#*:}"
-    [ -z "$condition" ] || title=("--condition=^;^title=contextflow;expression=$condition")
+    title "$condition"
     change_patiently "${group[@]}" add-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${title[@]}" --format=none
 }
 
@@ -98,8 +102,17 @@ revoke() {
         return
     fi
     say "${named[0]}: take $role from ${member#*:}"
-    [ -z "$condition" ] || title=("--condition=^;^title=contextflow;expression=$condition")
+    title "$condition"
     change "${group[@]}" remove-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${title[@]}" --format=none
+}
+
+# `title`: the condition as gcloud takes it. A project's policy may have conditions, and then gcloud asks for the word None.
+title() { # CONDITION
+    if [ -n "$1" ]; then
+        title=("--condition=^;^title=contextflow;expression=$1")
+    elif [ "${group[0]}" = projects ]; then
+        title=(--condition=None)
+    fi
 }
 
 # Says so if the role is given; `group` and `named` are those of the caller.
@@ -114,8 +127,8 @@ held() { # MEMBER ROLE CONDITION
 
 # A folder for files that commands read. It stays, so that the commands of a dry run can be given by hand.
 folder_for() { # CONCERN
-    mkdir -p "$ROOT/target/deployment/$1"
-    echo "$ROOT/target/deployment/$1"
+    mkdir -p "$FILES/$1"
+    echo "$FILES/$1"
 }
 
 # 16 hexadecimal digits that stand for what is read.

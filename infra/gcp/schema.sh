@@ -8,12 +8,15 @@ cd "$(dirname "$0")"
 . ./names.sh
 
 up() {
-    local apply=(schema apply --project "$GCP_PROJECT" --location "$BIGQUERY_LOCATION")
-    say "datasets, tables and views in $BIGQUERY_LOCATION: make what is missing"
-    if [ -n "$BINARIES" ]; then
-        run "$BINARIES/contextflow" "${apply[@]}"
+    local schema=(cargo run --quiet --features cloud -- schema) place=(--project "$GCP_PROJECT" --location "$BIGQUERY_LOCATION")
+    [ -z "$BINARIES" ] || schema=("$BINARIES/contextflow" schema)
+    cd "$ROOT"
+    # `diff` ends with 1 where something differs.
+    if [ -z "$DRY_RUN" ] && "${schema[@]}" diff "${place[@]}" >/dev/null 2>&1; then
+        unchanged "datasets, tables and views"
     else
-        (cd "$ROOT" && run cargo run --quiet --features cloud -- "${apply[@]}")
+        say "datasets, tables and views in $BIGQUERY_LOCATION: make what is missing"
+        run "${schema[@]}" apply "${place[@]}"
     fi
 }
 

@@ -94,7 +94,7 @@ down() {
         there=$(look storage objects list "$sources/services/$name/**" --format='value(name)')
         if [ -n "$there$DRY_RUN" ]; then
             say "the binaries of $name that gcloud put into $sources: remove them"
-            change storage rm --recursive "$sources/services/$name/"
+            change storage rm "$sources/services/$name/" --recursive
         fi
     done
     access revoke

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The push subscriptions. Pub/Sub signs each push as contextflow-push, tries a message again after 10 s to 10 min, and after 100
-# attempts, which take more than 16 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
+# attempts, which take over 15 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -22,9 +22,9 @@ up() {
 
     # The kill-switch turns these into pull subscriptions (brake), and takes the publisher's role from the topic (stop).
     for subscription in "${PIPELINE_SUBSCRIPTIONS[@]}"; do
-        grant "$(member kill-switch)" roles/pubsub.editor "" pubsub subscriptions @ "$subscription"
+        grant "$(member kill-switch)" "$BRAKE_ROLE" "" pubsub subscriptions @ "$subscription"
     done
-    grant "$(member kill-switch)" roles/pubsub.admin "" pubsub topics @ "$RAW_TOPIC"
+    grant "$(member kill-switch)" "$STOP_ROLE" "" pubsub topics @ "$RAW_TOPIC"
 }
 
 subscription() { # NAME TOPIC SERVICE PATH

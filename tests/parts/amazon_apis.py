@@ -6,6 +6,8 @@ import urllib.parse
 import boto3
 
 REGIONS = ("eu-west-1", "us-east-1")
+# Headers of S3 that say something of what is made; in the record they stand among the parameters.
+TELLING_HEADERS = ("Content-Type", "Cache-Control", "x-amz-object-ownership")
 
 
 class AmazonApis:
@@ -14,7 +16,9 @@ class AmazonApis:
 
     def named(self, request):
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/([^/]+)/", request.headers["Authorization"])
-        return {"host": f"{scope[2]}.amazonaws.com", "region": scope[1], "action": self.action(request)}
+        told = {name: request.headers[name] for name in TELLING_HEADERS if scope[2] == "s3" and name in request.headers}
+        about = {"host": f"{scope[2]}.amazonaws.com", "region": scope[1], "action": self.action(request)}
+        return about | {"query": request.query | told}
 
     def action(self, request):
         if target := request.headers.get("X-Amz-Target"):

@@ -37,7 +37,8 @@ class Request:
         if len(text) > LARGE and not text.startswith("{"):
             return kept(self.body, folder)
         if "urlencoded" in self.headers.get("Content-Type", ""):
-            return dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+            form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+            return {name: value for name, value in form.items() if name not in ("Action", "Version")}
         try:
             if text.startswith("<") and not text.lower().startswith("<!doctype html"):
                 return xmltodict.parse(text)

@@ -70,7 +70,9 @@ class Clouds:
             entry["status"] = answer.status
             if "/upload/storage/" in request.path and answer.status == 200 and answer.body:
                 # How the bytes were sent is of no account, the object is.
-                entry["body"] = {key: answer.json()[key] for key in ("bucket", "name", "md5Hash")}
+                one = answer.json()
+                entry |= {"method": "POST", "path": f"/upload/storage/v1/b/{one['bucket']}/o", "query": {}}
+                entry["body"] = {key: one[key] for key in ("name", "md5Hash")}
             if answer.unknown:
                 entry["unknown"] = True
             self.record.append(entry)
@@ -94,6 +96,8 @@ class Clouds:
             return False
         if re.search(r"/projects/[^/]+/(queries|jobs)$", request.path):
             return not google_apis.only_reads(request)
+        if request.method == "POST" and request.query.get("uploadType") == "resumable":
+            return False  # the bytes come with a PUT
         verb = request.path.rpartition(":")[2]
         return not (request.method == "POST" and verb in READING_VERBS)
 

@@ -17,6 +17,12 @@ ALWAYS_ENABLED = {"serviceusage", "cloudresourcemanager", "cloudbilling", "stora
 VOLATILE = {"etag", "generation", "resourceVersion", "uid", "uniqueId", "observedGeneration", "client.knative.dev/nonce"}
 VOLATILE |= {"run.googleapis.com/sources", "latestReadyRevisionName", "latestCreatedRevisionName", "revisionName"}
 TIME = "2026-01-01T00:00:00Z"
+# Of a new dataset.
+FIRST_ACCESS = [
+    {"role": "OWNER", "specialGroup": "projectOwners"},
+    {"role": "WRITER", "specialGroup": "projectWriters"},
+    {"role": "READER", "specialGroup": "projectReaders"},
+]
 
 
 class Kind:
@@ -54,6 +60,7 @@ class GoogleApis:
         self.resources = {}
         self.policies = {}
         self.operations = {}
+        self.access = {}
         self.minted = 0
         owner = {"role": "roles/owner", "members": ["user:owner@example.com"]}
         self.policies[f"cloudresourcemanager.googleapis.com/projects/{self.project}"] = {"bindings": [owner], "etag": "AA=="}
@@ -86,7 +93,7 @@ class GoogleApis:
         tables = {}
         for dataset in asked("datasets?maxResults=1000").get("datasets", []):
             name = dataset["datasetReference"]["datasetId"]
-            tables[name] = None
+            tables[name] = self.access.get(f"bigquery.googleapis.com/projects/{self.project}/datasets/{name}")
             for table in asked(f"datasets/{name}/tables?maxResults=1000").get("tables", []):
                 own = table["tableReference"]["tableId"]
                 about = asked(f"datasets/{name}/tables/{own}")
@@ -139,11 +146,11 @@ class GoogleApis:
             if request.query.get("showDeleted") != "true":
                 found = [one for one in found if one.get("state") != "DELETED"]
             if wanted := request.query.get("filter"):
-                match = re.fullmatch(r"""\s*(\w+)\s*[=:]\s*["']?([^"']*)["']?\s*""", wanted)
+                # Of the language of filters (https://cloud.google.com/monitoring/api/v3/sorting-and-filtering) the simplest.
+                match = re.fullmatch(r'([a-z_.]+) ?= ?"([^"]*)"', wanted)
                 if match is None:
                     return unknown(request)
-                field = re.sub(r"_(.)", lambda m: m[1].upper(), match[1])
-                found = [one for one in found if one.get(field) == match[2]]
+                found = [one for one in found if field(one, match[1]) == match[2]]
             return Answer.of({LISTED_AS.get(kind.listed, kind.listed): found})
         if request.method != "POST":
             return unknown(request)
@@ -306,6 +313,20 @@ class GoogleApis:
             return self.policy(f"cloudbilling.googleapis.com/{account}", request.json()["policy"] if request.method == "POST" and "setIam" in path else None)
         return None
 
+    def of_cloudbuild(self, request, path):
+        """A build succeeds at once; nothing is built."""
+        if match := re.fullmatch(rf"(projects/{self.project}(?:/locations/[^/]+)?)/builds", path):
+            if request.method != "POST":
+                return None
+            self.minted += 1
+            build = request.json() | {"id": f"build-{self.minted}", "projectId": self.project, "status": "SUCCESS", "createTime": TIME}
+            build |= {"name": f"{path}/build-{self.minted}", "startTime": TIME, "finishTime": TIME, "logUrl": "https://console.cloud.google.com"}
+            build["results"] = {"images": [{"name": image, "digest": "sha256:0"} for image in build.get("images", [])]}
+            self.operations[f"{path}/{build['id']}"] = build
+            kind = "type.googleapis.com/google.devtools.cloudbuild.v1.BuildOperationMetadata"
+            return Answer.of({"name": f"{match[1]}/operations/{build['id']}", "metadata": {"@type": kind, "build": build}})
+        return None
+
     # Cloud Run by its v1 API, as gcloud uses it.
 
     def run(self, request, path):
@@ -414,7 +435,7 @@ class GoogleApis:
             request.body = body.replace(found[0].encode(), b'"messageRetentionDuration": "604800s"')
         return body, None
 
-    # BigQuery: bqemulator, which keeps no policies of tables.
+    # BigQuery: bqemulator, which keeps no policies of tables and no access of datasets.
 
     def bigquery(self, request):
         if match := re.fullmatch(r"(/bigquery/v2/projects/[^/]+/datasets/[^/]+/(?:tables|routines)/[^/:]+):(\w+)", request.path):
@@ -425,16 +446,34 @@ class GoogleApis:
             if match[2] in ("getIamPolicy", "setIamPolicy"):
                 return self.policy(key, request.json()["policy"] if match[2] == "setIamPolicy" else None)
             return unknown(request)
-        return request.forward(self.options.bigquery)
+        answer = request.forward(self.options.bigquery)
+        key = f"bigquery.googleapis.com/{request.path.removeprefix('/bigquery/v2/')}"
+        if answer.status >= 300 or not re.fullmatch(r".*/datasets/[^/]+", key):
+            return answer
+        if request.method == "DELETE":
+            self.access.pop(key, None)
+            return answer
+        if request.method in ("PATCH", "PUT") and "access" in request.json():
+            self.access[key] = request.json()["access"]
+        return Answer.of(answer.json() | {"access": self.access.get(key, FIRST_ACCESS)})
+
+
+def camel(name):
+    return re.sub(r"_(.)", lambda m: m[1].upper(), name)
+
+
+def field(one, path):
+    for name in path.split("."):
+        one = one.get(camel(name), {})
+    return one
 
 
 def masked(one, body, mask, whole):
     """Changes the fields that the mask names, by default those of the body; with `whole` the body is all there is."""
     if mask:
-        for field in mask.split(","):
-            field = re.sub(r"_(.)", lambda m: m[1].upper(), field.strip())
+        for path in mask.split(","):
             target, source = one, body
-            *parents, last = field.split(".")
+            *parents, last = camel(path.strip()).split(".")
             for parent in parents:
                 target, source = target.setdefault(parent, {}), source.get(parent, {})
             if last in source:

@@ -6,6 +6,7 @@
 pub mod bigquery;
 pub mod binary;
 mod call;
+pub mod deployment;
 mod functions;
 mod naughty;
 pub mod parts;

@@ -1,0 +1,487 @@
+//! The deployment, end to end: `infra/deploy.sh` and `infra/destroy.sh` with the unmodified CLIs before local servers, and
+//! then events through what they have made.
+//!
+//! What this cannot prove (permissions, quotas, a real start) stands in `infra/README.md`. It takes the binaries of
+//! `cargo test --workspace --features contextflow/cloud,pipeline-tests/cloud`.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pipeline_tests::bigquery::BigQueryApi;
+use pipeline_tests::binary::{program_in_path, skip, text};
+use pipeline_tests::deployment::{
+    AWS_ACCOUNT, Call, Clouds, PROJECT_NUMBER, REGION, Ran, SERVICES, Table, infra, path_without, settings,
+};
+use pipeline_tests::parts::{self, Process, free_port};
+use pipeline_tests::pubsub::PROJECT;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_deployment_is_made_used_and_removed() {
+    let Some(clouds) = Clouds::start() else { return };
+    make_what_others_have(&clouds);
+    let before = clouds.state();
+
+    let first = clouds.deploy(&[]).expect_success();
+    eprintln!("deploy.sh: {:?}, {} calls, {} changes", first.took, first.calls.len(), first.changes().len());
+    all_was_asked_for(&clouds, &first);
+    let made = clouds.state();
+
+    let second = clouds.deploy(&[]).expect_success();
+    eprintln!("deploy.sh again: {:?}", second.took);
+    assert_eq!(lines(&second.changes()), Vec::<String>::new(), "a second run changes nothing");
+    assert!(second.printed.contains("nothing"), "and says so: {}", second.printed);
+
+    what_was_built_is_what_runs(&clouds, &first);
+    events_go_through(&clouds, &first);
+    a_brake_is_not_undone(&clouds);
+
+    let destroy = clouds.run("destroy.sh", &[]).expect_success();
+    eprintln!("destroy.sh: {:?}", destroy.took);
+    only_data_is_left(&before, &clouds.state());
+
+    clouds.deploy(&[]).expect_success();
+    assert_same(&made, &clouds.state(), "made again, over the data and the pool that was removed");
+
+    clouds.run("destroy.sh", &["--delete-data"]).expect_success();
+    assert_same(&before, &clouds.state(), "all is gone but what others have");
+}
+
+#[test]
+fn a_run_that_was_cut_off_is_continued_by_running_again() {
+    let Some(clouds) = Clouds::start() else { return };
+    make_what_others_have(&clouds);
+    let mut calls = Vec::new();
+    let mut cuts = 0;
+    loop {
+        clouds.cut_after(Some(CHANGES_A_RUN));
+        let run = clouds.deploy(&[]);
+        clouds.cut_after(None);
+        let done = run.code == Some(0);
+        calls.extend(run.calls);
+        if done {
+            break;
+        }
+        assert_eq!(run.code, Some(1), "{}", run.printed);
+        cuts += 1;
+    }
+    assert!(cuts > 2, "cut off {cuts} times");
+    assert_eq!(table(&clouds).complaints(&calls), Vec::<String>::new());
+    let last = clouds.deploy(&[]).expect_success();
+    assert_eq!(lines(&last.changes()), Vec::<String>::new(), "nothing is left to be done");
+}
+
+/// After so many changes a run is cut off.
+const CHANGES_A_RUN: usize = 25;
+
+fn table(clouds: &Clouds) -> Table {
+    let [enricher, batcher, kill_switch] = clouds.ports.map(|port| format!("http://127.0.0.1:{port}"));
+    Table::read(&[
+        ("PROJECT", PROJECT),
+        ("NUMBER", PROJECT_NUMBER),
+        ("REGION", REGION),
+        ("AWS_ACCOUNT", AWS_ACCOUNT),
+        ("ENRICHER", &enricher),
+        ("BATCHER", &batcher),
+        ("KILL_SWITCH", &kill_switch),
+        // Of the files below infra/gcp/monitoring.
+        ("GCP_PROJECT", PROJECT),
+        ("NO_EVENTS_MINUTES", "30"),
+        ("FLOOD_PER_MINUTE", "60000"),
+        ("NOTIFICATION_CHANNEL", &format!("projects/{PROJECT}/notificationChannels/*")),
+    ])
+}
+
+/// Resources of the project and the account that no script may touch.
+fn make_what_others_have(clouds: &Clouds) {
+    let google = |method: Method, host: &str, path: &str, body: Value| {
+        clouds.google(&method, &format!("{host}.googleapis.com"), path, &body)
+    };
+    let project = format!("projects/{PROJECT}");
+    google(
+        Method::POST,
+        "serviceusage",
+        &format!("/v1/{project}/services:batchEnable"),
+        json!({"serviceIds": ["pubsub.googleapis.com", "iam.googleapis.com"]}),
+    );
+    google(Method::PUT, "pubsub", &format!("/v1/{project}/topics/other-topic"), json!({}));
+    google(
+        Method::PUT,
+        "pubsub",
+        &format!("/v1/{project}/subscriptions/other-sub"),
+        json!({"topic": format!("{project}/topics/other-topic")}),
+    );
+    google(
+        Method::POST,
+        "iam",
+        &format!("/v1/{project}/serviceAccounts"),
+        json!({"accountId": "other-account", "serviceAccount": {}}),
+    );
+    google(Method::POST, "storage", &format!("/storage/v1/b?project={PROJECT}"), json!({"name": "other-bucket"}));
+    google(
+        Method::POST,
+        "logging",
+        &format!("/v2/{project}/metrics"),
+        json!({"name": "other_metric", "filter": "severity=ERROR"}),
+    );
+    google(Method::POST, "monitoring", &format!("/v3/{project}/alertPolicies"), json!({"displayName": "other alert"}));
+    google(Method::POST, "monitoring", &format!("/v1/{project}/dashboards"), json!({"displayName": "other dashboard"}));
+    google(
+        Method::POST,
+        "bigquery",
+        &format!("/bigquery/v2/{project}/datasets"),
+        json!({"datasetReference": {"projectId": PROJECT, "datasetId": "other_data"}}),
+    );
+    let aws = |arguments: &[&str]| {
+        let output = clouds.command("aws").args(["--region", "eu-west-1"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    };
+    aws(&[
+        "s3api",
+        "create-bucket",
+        "--bucket",
+        "other-bucket",
+        "--create-bucket-configuration",
+        "LocationConstraint=eu-west-1",
+    ]);
+    aws(&["iam", "create-role", "--role-name", "other-role", "--assume-role-policy-document", "{}"]);
+    aws(&["logs", "create-log-group", "--log-group-name", "/aws/lambda/other"]);
+    aws(&["apigatewayv2", "create-api", "--name", "other", "--protocol-type", "HTTP"]);
+}
+
+/// The table is met by the run, and by no run from which something is taken out.
+fn all_was_asked_for(clouds: &Clouds, run: &Ran) {
+    let table = table(clouds);
+    std::fs::write(
+        clouds.folder().join("calls.txt"),
+        run.calls.iter().map(|call| call.line() + "\n").collect::<String>(),
+    )
+    .unwrap();
+    let complaints = table.complaints(&run.calls);
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    let (tried, unnoticed) = table.unnoticed(&run.calls);
+    assert!(tried > 500, "{tried} things to take out");
+    assert!(unnoticed.is_empty(), "the table does not miss {unnoticed:#?}");
+}
+
+fn lines(calls: &[&Call]) -> Vec<String> {
+    calls.iter().map(|call| call.line()).collect()
+}
+
+fn assert_same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>, what: &str) {
+    let (before, after) = (flat(before), flat(after));
+    let differences: Vec<_> = before.symmetric_difference(&after).collect();
+    assert!(differences.is_empty(), "{what}: {differences:#?}");
+}
+
+/// Every resource as a line. APIs that were enabled stay so: others may have come to need them.
+fn flat(state: &BTreeMap<String, Value>) -> BTreeSet<String> {
+    let sections = state.iter().filter(|(section, _)| *section != "services");
+    let of_section = |(section, value): (&String, &Value)| {
+        let members = value.as_object().cloned().unwrap_or_default();
+        members.into_iter().map(|(name, value)| format!("{section} {name} {value}")).collect::<Vec<_>>()
+    };
+    sections.flat_map(of_section).collect()
+}
+
+/// Without `--delete-data` buckets with their objects and the tables stay; nothing else does.
+fn only_data_is_left(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) {
+    let (before, after) = (flat(before), flat(after));
+    let lost: Vec<_> = before.difference(&after).collect();
+    assert!(lost.is_empty(), "what others have is touched: {lost:#?}");
+    let is_data = |line: &&&String| ["buckets ", "objects ", "tables "].iter().any(|kind| line.starts_with(kind));
+    let left: Vec<_> = after.difference(&before).collect();
+    let more: Vec<_> = left.iter().filter(|line| !is_data(line)).collect();
+    assert!(more.is_empty(), "still there: {more:#?}");
+    for data in ["buckets ", "objects gs://", "tables contextflow.clickstream_events"] {
+        assert!(left.iter().any(|line| line.starts_with(data)), "{data} is gone");
+    }
+}
+
+/// The kill-switch has braked: deploy.sh says so and makes nothing.
+fn a_brake_is_not_undone(clouds: &Clouds) {
+    let refused = |why: &str| {
+        let run = clouds.deploy(&[]);
+        assert_ne!(run.code, Some(0), "{why}: {}", run.printed);
+        assert_eq!(lines(&run.changes()), Vec::<String>::new(), "{why}");
+        assert!(run.printed.contains("contextflow release"), "{why}: {}", run.printed);
+    };
+    let object = format!("/storage/v1/b/{PROJECT}-contextflow/o/kill-switch%2Fstate.json");
+    let upload = format!("/upload/storage/v1/b/{PROJECT}-contextflow/o?uploadType=media&name=kill-switch/state.json");
+    clouds.google(&Method::POST, "storage.googleapis.com", &upload, &json!({"active": ["brake"]}));
+    refused("the kill-switch's state");
+    clouds.google(&Method::DELETE, "storage.googleapis.com", &object, &Value::Null);
+
+    let subscription = format!("/v1/projects/{PROJECT}/subscriptions/clickstream-raw-sub");
+    let there = clouds.google(&Method::GET, "pubsub.googleapis.com", &subscription, &Value::Null);
+    let modify = format!("{subscription}:modifyPushConfig");
+    clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": {}}));
+    refused("a subscription that pushes nowhere");
+    clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": there["pushConfig"]}));
+    let run = clouds.deploy(&["--only", "gcp"]).expect_success();
+    assert_eq!(lines(&run.changes()), Vec::<String>::new(), "after the release nothing is to be done");
+}
+
+/// What Cloud Run and Lambda were given is byte for byte what was built, and its start command answers `/health` with the
+/// environment that the deployment gave it.
+fn what_was_built_is_what_runs(clouds: &Clouds, run: &Ran) {
+    for name in SERVICES {
+        let service = Deployed::service(clouds, name);
+        service.is_the_binary(clouds, name);
+        let (_process, url) = service.start(clouds, None, &[]);
+        healthy(&url);
+    }
+    let job = Deployed::job(clouds, run);
+    job.is_the_binary(clouds, "backfill");
+    let version = Command::new(&job.program).arg("--version").output().unwrap();
+    assert!(version.status.success(), "{}", text(&version.stderr));
+
+    let function = Deployed::function(clouds, run);
+    function.is_the_binary(clouds, "publisher");
+    let (_process, url) = function.start(clouds, None, &[]);
+    healthy(&url);
+}
+
+/// A program as a cloud was given it.
+struct Deployed {
+    name: String,
+    program: std::path::PathBuf,
+    environment: BTreeMap<String, String>,
+}
+
+impl Deployed {
+    /// The job, from what the image was built of.
+    fn job(clouds: &Clouds, run: &Ran) -> Self {
+        let made = |end: &str| run.calls.iter().find(|call| call.path.ends_with(end) && call.has_changed()).unwrap();
+        let (build, job) = (made("/builds"), made("/jobs"));
+        let container = &job.body["spec"]["template"]["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], build.body["images"][0]);
+        let source = &build.body["source"]["storageSource"];
+        let archive = format!("gs://{}/{}", source["bucket"].as_str().unwrap(), source["object"].as_str().unwrap());
+        let folder = unpacked(clouds, "backfill", &archive);
+        let recipe = std::fs::read_to_string(folder.join("Dockerfile")).unwrap();
+        let entry = recipe.lines().find_map(|line| line.strip_prefix("ENTRYPOINT [\"/")?.strip_suffix("\"]"));
+        Self { name: "backfill".into(), program: folder.join(entry.unwrap()), environment: variables(container) }
+    }
+
+    /// A service of Cloud Run.
+    fn service(clouds: &Clouds, name: &str) -> Self {
+        let path = format!("/apis/serving.knative.dev/v1/namespaces/{PROJECT}/services/{name}");
+        let service = clouds.google(&Method::GET, &format!("{REGION}-run.googleapis.com"), &path, &Value::Null);
+        let template = &service["spec"]["template"];
+        let sources = template["metadata"]["annotations"]["run.googleapis.com/sources"].as_str().unwrap_or_default();
+        let sources: BTreeMap<String, String> = serde_json::from_str(sources).unwrap_or_default();
+        let folder = unpacked(clouds, name, sources.values().next().unwrap_or_else(|| panic!("no source: {template}")));
+        let container = &template["spec"]["containers"][0];
+        let program = container["command"][0].as_str().unwrap_or_else(|| panic!("{name} has no command: {container}"));
+        Self { name: name.into(), program: folder.join(program), environment: variables(container) }
+    }
+
+    /// The Lambda of the first region.
+    fn function(clouds: &Clouds, run: &Ran) -> Self {
+        let made = |call: &&Call| {
+            call.host == "lambda.amazonaws.com" && call.path.ends_with("/functions") && call.has_changed()
+        };
+        let call = run.calls.iter().find(made).unwrap();
+        let zip = clouds.folder().join(call.body["Code"]["ZipFile"]["sha256"].as_str().unwrap());
+        let folder = clouds.folder().join("unpacked/publisher");
+        let python = parts::program("python").unwrap();
+        let unpacked = Command::new(python).args(["-m", "zipfile", "-e"]).arg(zip).arg(&folder).status().unwrap();
+        assert!(unpacked.success());
+        let program = folder.join(call.body["Handler"].as_str().unwrap());
+        let made_executable = Command::new("chmod").arg("+x").arg(&program).status().unwrap();
+        assert!(made_executable.success(), "{}", program.display());
+        let variables = call.body["Environment"]["Variables"].as_object().unwrap();
+        let environment = variables.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_string()));
+        Self { name: "publisher".into(), program, environment: environment.collect() }
+    }
+
+    fn is_the_binary(&self, clouds: &Clouds, name: &str) {
+        let built = std::fs::read(clouds.binaries().join(name)).unwrap();
+        assert!(std::fs::read(&self.program).unwrap() == built, "{name} is not what was built");
+    }
+
+    /// Starts it as the cloud would, with its environment, but with the servers of this machine in place of Google's;
+    /// `changed` takes the place of variables. Its address.
+    fn start(&self, clouds: &Clouds, port: Option<u16>, changed: &[(&str, &str)]) -> (Process, String) {
+        let port = port.unwrap_or_else(free_port);
+        let mut command = Command::new(&self.program);
+        command.env_clear().envs(&self.environment).env("PORT", port.to_string());
+        command.current_dir(self.program.parent().unwrap());
+        command.env("PUBSUB_ENDPOINT", &clouds.pubsub.url).env("STORAGE_ENDPOINT", clouds.url());
+        command
+            .env("BIGQUERY_REST_ENDPOINT", &clouds.bigquery.rest)
+            .env("BIGQUERY_GRPC_ENDPOINT", &clouds.bigquery.grpc);
+        command.env("BILLING_ENDPOINT", clouds.url());
+        // How it logs in to Google Cloud with its role on AWS is tested in federation.rs.
+        command.env_remove("WORKLOAD_IDENTITY_AUDIENCE").envs(changed.iter().copied());
+        let mut process = Process::start(&self.name, command);
+        process.wait_for_port(port);
+        (process, format!("http://127.0.0.1:{port}"))
+    }
+}
+
+/// A folder with what lies packed at `gs://…`.
+fn unpacked(clouds: &Clouds, name: &str, archive: &str) -> std::path::PathBuf {
+    let folder = clouds.folder().join("unpacked").join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let address = archive.replacen("gs:/", clouds.url(), 1);
+    let packed = reqwest::blocking::get(&address).unwrap().error_for_status().unwrap().bytes().unwrap();
+    std::fs::write(folder.join("packed.tar.gz"), packed).unwrap();
+    let tar = Command::new("tar").args(["-xzf", "packed.tar.gz"]).current_dir(&folder).status().unwrap();
+    assert!(tar.success(), "{archive}");
+    folder
+}
+
+fn variables(container: &Value) -> BTreeMap<String, String> {
+    let variable = |one: &Value| Some((one["name"].as_str()?.to_string(), one["value"].as_str()?.to_string()));
+    container["env"].as_array().into_iter().flatten().filter_map(variable).collect()
+}
+
+fn healthy(url: &str) {
+    let answer = reqwest::blocking::get(format!("{url}/health")).unwrap();
+    assert_eq!(answer.status(), 200, "{url}");
+}
+
+/// From the publisher's Lambda over the topics and subscriptions that the scripts made, by way of the functions at the
+/// addresses that Cloud Run names, into the tables, views and buckets that the scripts made.
+fn events_go_through(clouds: &Clouds, run: &Ran) {
+    // The emulator pushes without a token, whatever the subscription says: the functions may not ask for one here.
+    let off = [("PUSH_AUTH", "off"), ("ARCHIVE_WAIT_MS", "500")];
+    let _functions: Vec<_> = SERVICES
+        .iter()
+        .zip(clouds.ports)
+        .map(|(name, port)| Deployed::service(clouds, name).start(clouds, Some(port), &off))
+        .collect();
+    let (_publisher, url) = Deployed::function(clouds, run).start(clouds, None, &[]);
+    let now = shared::decode::time::timestamp_text(shared::clock::Clock::system().now());
+    let events = json!([
+        {"userId": "u1", "eventName": "page_view", "ipAddress": "8.8.8.8", "eventTimestamp": now, "eventId": "good"},
+        {"event_type": "order", "order_id": "o1", "order_date": now, "event_id": "order", "total_amount": 12.34},
+        {"userId": "u2", "eventTimestamp": "yesterday", "eventId": "broken"},
+    ]);
+    let client = reqwest::blocking::Client::new();
+    let answer = client.post(format!("{url}/publish")).json(&events).send().unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text().unwrap_or_default());
+
+    let tables = BigQueryApi::at(&clouds.bigquery.rest);
+    let row = |sql: &str| wait_for(sql, || tables.query(sql).first().cloned());
+    let click = row("SELECT user_id, country FROM contextflow.v_clickstream_events WHERE event_id = 'good'");
+    assert_eq!((&click["user_id"], &click["country"]), (&json!("u1"), &json!("US")));
+    row("SELECT order_id FROM backend_events.v_orders WHERE event_id = 'order'");
+    let letter = row("SELECT reason FROM contextflow.dead_letters WHERE event_id = 'broken'");
+    assert_eq!(letter["reason"], "bad_time");
+    let objects = || {
+        let state = clouds.state();
+        let names: Vec<_> = state["objects"].as_object().unwrap().keys().cloned().collect();
+        let archived = |part: &str| names.iter().any(|name| name.contains(part) && name.ends_with(".jsonl.gz"));
+        ["/clickstream/", "/order/", "/dead-letter/"].iter().all(|part| archived(part)).then_some(())
+    };
+    wait_for("objects of the archive", objects);
+}
+
+fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "{what}: nothing after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A machine with the tools and nothing else: no login, no way to any cloud.
+struct Blank {
+    folder: tempfile::TempDir,
+}
+
+impl Blank {
+    fn new() -> Option<Self> {
+        for program in ["gcloud", "bq", "aws"] {
+            if program_in_path(program).is_none() {
+                skip(&format!("{program} is missing; install the gcloud CLI and the AWS CLI"));
+                return None;
+            }
+        }
+        Some(Self { folder: tempfile::tempdir().unwrap() })
+    }
+
+    /// Runs a script; `without` is a tool that this machine does not have.
+    fn run(&self, script: &str, without: Option<&str>, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(infra().join(script));
+        command.env_clear().env("PATH", path_without(self.folder.path(), without)).env("HOME", self.folder.path());
+        command.env("CLOUDSDK_CONFIG", self.folder.path().join("gcloud")).stdin(std::process::Stdio::null());
+        command.envs([
+            ("CLOUDSDK_PROXY_TYPE", "http"),
+            ("CLOUDSDK_PROXY_ADDRESS", "127.0.0.1"),
+            ("CLOUDSDK_PROXY_PORT", "9"),
+            ("CLOUDSDK_CORE_CHECK_GCE_METADATA", "false"),
+            ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", "true"),
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ]);
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    fn settings(&self, changed: &[(&str, &str)]) -> String {
+        let file = self.folder.path().join("settings.env");
+        std::fs::write(&file, settings(changed)).unwrap();
+        file.display().to_string()
+    }
+}
+
+#[test]
+fn the_example_settings_show_every_command_without_a_login() {
+    let Some(blank) = Blank::new() else { return };
+    let example = infra().join("settings.example.env").display().to_string();
+    for script in ["deploy.sh", "destroy.sh"] {
+        let (code, printed) = blank.run(script, None, &["--settings", &example, "--dry-run"]);
+        assert_eq!(code, Some(0), "{script}: {printed}");
+        let commands: Vec<_> = printed.lines().filter(|line| line.starts_with("gcloud ")).collect();
+        assert!(commands.len() > 20, "{script}: {printed}");
+        assert_eq!(lint(&commands), Vec::<String>::new(), "{script}");
+    }
+    assert_eq!(lint(&["gcloud pubsub topics create topic --retention=31d"]).len(), 1, "a wrong flag is seen");
+}
+
+/// What gcloud itself finds wrong in commands.
+fn lint(commands: &[&str]) -> Vec<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("parts/lint_gcloud.py");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("commands");
+    std::fs::write(&file, commands.join("\n")).unwrap();
+    let output = Command::new("python3").arg(script).arg(&file).env("CLOUDSDK_CONFIG", folder.path()).output().unwrap();
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    if output.status.success() { Vec::new() } else { printed.lines().map(str::to_string).collect() }
+}
+
+#[test]
+fn what_is_missing_is_named_before_anything_is_made() {
+    let Some(blank) = Blank::new() else { return };
+    let refused = |without: Option<&str>, changed: &[(&str, &str)], name: &str| {
+        let settings = blank.settings(changed);
+        let (code, printed) = blank.run("deploy.sh", without, &["--settings", &settings, "--binaries", "/nowhere"]);
+        assert!(matches!(code, Some(1 | 2)), "{name}: {code:?} {printed}");
+        assert!(printed.contains(name), "{name} is not named: {printed}");
+        assert!(printed.lines().count() < 20, "{name}: {printed}");
+    };
+    for tool in ["gcloud", "aws"] {
+        refused(Some(tool), &[], tool);
+    }
+    refused(None, &[], "gcloud auth login");
+    for setting in
+        ["GCP_PROJECT", "BILLING_ACCOUNT", "AWS_ACCOUNT", "ALERT_EMAIL", "MONTHLY_LIMIT", "PUBLISHER_REGIONS", "MODE"]
+    {
+        refused(None, &[(setting, "")], setting);
+    }
+    refused(None, &[("MODE", "sometimes")], "MODE");
+    refused(None, &[("DAILY_LIMIT", "20 EUR")], "DAILY_LIMIT");
+}
