@@ -7,6 +7,7 @@ pub mod bigquery;
 pub mod binary;
 mod call;
 mod functions;
+pub mod google_server;
 mod naughty;
 pub mod parts;
 pub mod publisher_process;

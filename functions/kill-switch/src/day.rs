@@ -18,7 +18,7 @@ impl BillingDays {
 
     /// The day as `2026-11-27`: texts in the order of their days.
     pub fn of(&self, time: Micros) -> String {
-        Timestamp::from_microsecond(time).unwrap_or_default().to_zoned(self.0.clone()).date().to_string()
+        self.0.to_datetime(Timestamp::from_microsecond(time).unwrap_or_default()).date().to_string()
     }
 }
 

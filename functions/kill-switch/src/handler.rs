@@ -14,6 +14,7 @@
 //! just lost its billing), the action stays due: run `contextflow release` before billing is linked again, so that it is not
 //! taken once more.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +31,13 @@ use crate::notice::{self, Notice, Refused};
 use crate::policy::{Judged, judge};
 use crate::state::{Action, Kind, Mode, State, Status};
 use crate::store::Store;
-use crate::turn;
+use crate::turn::{self, Fault};
 
-/// How long what is due belongs to the one at work on it: the time of three actions, and some for the state.
+/// How long what is due belongs to the one at work on it.
 pub const LEASE: Duration = Duration::from_mins(1);
-/// How long one action may take in one delivery. Three are within the 60 s in which a push must be answered.
+/// How long the claim may take, and how long one action with its mark: together less than [`LEASE`], and than the 60 s in
+/// which a push must be answered.
+const CLAIM: Duration = Duration::from_secs(10);
 const ACTION: Duration = Duration::from_secs(15);
 
 /// What the kill-switch works with.
@@ -87,7 +90,7 @@ impl KillSwitch {
         let now = self.deps.clock.now();
         self.deps.metrics.received.inc();
         match notice::read(body, &self.config.checks, &self.deps.days, now) {
-            Ok(notice) => self.handle(&notice, now).await,
+            Ok(notice) => self.handle(&notice).await,
             Err(refused) => self.refuse(refused),
         }
     }
@@ -99,18 +102,18 @@ impl KillSwitch {
         Answer::Settled
     }
 
-    async fn handle(&self, notice: &Notice, now: Micros) -> Answer {
+    async fn handle(&self, notice: &Notice) -> Answer {
         let (limits, mode) = (&self.config.limits, self.config.mode);
         let me = Uuid::new_v4().to_string();
         let taken = self.deps.store.update(|state| {
             let Judged { state: judged, called_for } = judge(state, notice, limits, mode)?;
             *state = judged;
-            Ok((called_for, self.turn(state, &me, now)))
+            Ok((called_for, self.turn(state, &me)))
         });
-        let (called_for, turn) = match taken.await {
+        let (called_for, turn) = match within(CLAIM, taken).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(refused)) => return self.refuse(refused),
-            Err(error) => return self.failed("state", &error.to_string()),
+            Err(reason) => return Answer::TryAgain(self.failed("state", &reason)),
         };
         tracing::info!(cost = %notice.cost, day = notice.day, "notice");
         for (action, limit) in called_for {
@@ -123,11 +126,12 @@ impl KillSwitch {
         }
     }
 
-    fn turn(&self, state: &mut State, me: &str, now: Micros) -> Turn {
+    fn turn(&self, state: &mut State, me: &str) -> Turn {
         let due = state.due();
         if due.is_empty() || self.config.mode == Mode::DryRun {
             return Turn::Nobodys;
         }
+        let now = self.deps.clock.now();
         let lease = Micros::try_from(LEASE.as_micros()).unwrap_or(Micros::MAX);
         state.claim(me, now, now.saturating_add(lease)).map_or(Turn::Anothers, |()| Turn::Mine(due))
     }
@@ -153,29 +157,32 @@ impl KillSwitch {
         let Deps { controls, store, .. } = &self.deps;
         let mut left = Vec::new();
         for action in due {
-            let acting = turn::act(action, &self.config.targets, controls.as_ref(), store);
-            let acted = match timeout(ACTION, acting).await {
-                Ok(acted) => acted.map_err(|fault| fault.to_string()),
-                Err(_) => Err(format!("not done within {} s", ACTION.as_secs())),
+            let acting = async {
+                turn::act(action, &self.config.targets, controls.as_ref(), store).await?;
+                store.update(|state| state.set(action, Status::Done)).await?;
+                Ok::<(), Fault>(())
             };
-            let marked = match acted {
-                Ok(()) => store.update(|state| state.set(action, Status::Done)).await.map_err(|error| error.to_string()),
-                Err(reason) => Err(reason),
-            };
-            if let Err(reason) = marked {
-                let Answer::TryAgain(reason) = self.failed(&action.to_string(), &reason) else { continue };
-                left.push(reason);
+            if let Err(reason) = within(ACTION, acting).await {
+                left.push(self.failed(&action.to_string(), &reason));
             }
         }
-        if let Err(error) = store.update(|state| state.unclaim(me)).await {
-            tracing::warn!(reason = %error, "the claim is not given back; it runs out by itself");
+        if let Err(reason) = within(CLAIM, store.update(|state| state.unclaim(me))).await {
+            tracing::warn!(reason, "the claim is not given back; it runs out by itself");
         }
         if left.is_empty() { Answer::Settled } else { Answer::TryAgain(left.join("; ")) }
     }
 
-    fn failed(&self, what: &str, reason: &str) -> Answer {
+    fn failed(&self, what: &str, reason: &str) -> String {
         self.deps.metrics.retries.inc();
         tracing::error!(severity = "CRITICAL", what, reason, "the kill-switch could not act; to be tried again");
-        Answer::TryAgain(format!("{what}: {reason}"))
+        format!("{what}: {reason}")
+    }
+}
+
+/// What comes of `work`, unless it takes longer.
+async fn within<T, E: Display>(limit: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("not done within {} s", limit.as_secs())),
     }
 }

@@ -37,7 +37,7 @@ pub enum StateError {
 /// The state's object.
 #[derive(Clone)]
 pub struct Store {
-    store: Arc<dyn ObjectStore>,
+    bucket: Arc<dyn ObjectStore>,
     path: Path,
     name: String,
 }
@@ -52,7 +52,7 @@ impl Store {
     /// folder does not.
     pub fn new(location: &Location) -> Self {
         let name = format!("{}/{FILE}", location.uri.trim_end_matches('/'));
-        Self { store: Arc::clone(&location.store), path: location.path.clone().join(FILE), name }
+        Self { bucket: Arc::clone(&location.store), path: location.path.clone().join(FILE), name }
     }
 
     /// The object's address.
@@ -78,7 +78,7 @@ impl Store {
             let bytes =
                 serde_json::to_vec_pretty(&state).map_err(|error| StateError::Unreadable(self.name.clone(), error))?;
             let mode = version.map_or(PutMode::Create, PutMode::Update);
-            match self.store.put_opts(&self.path, bytes.into(), mode.into()).await {
+            match self.bucket.put_opts(&self.path, bytes.into(), mode.into()).await {
                 Ok(_) => return Ok(answer),
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
                 Err(error) => return Err(StateError::Store(self.name.clone(), error)),
@@ -89,13 +89,13 @@ impl Store {
     }
 
     async fn get(&self) -> Result<(State, Option<UpdateVersion>), StateError> {
-        let store = |error| StateError::Store(self.name.clone(), error);
-        let found = match self.store.get(&self.path).await {
+        let fault = |error| StateError::Store(self.name.clone(), error);
+        let found = match self.bucket.get(&self.path).await {
             Err(object_store::Error::NotFound { .. }) => return Ok((State::default(), None)),
-            found => found.map_err(store)?,
+            found => found.map_err(fault)?,
         };
         let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-        let bytes = found.bytes().await.map_err(store)?;
+        let bytes = found.bytes().await.map_err(fault)?;
         let unreadable = |error| StateError::Unreadable(self.name.clone(), error);
         let Version { version: form } = serde_json::from_slice(&bytes).map_err(unreadable)?;
         if form > VERSION {

@@ -69,7 +69,7 @@ async fn brake(targets: &Targets, controls: &dyn Controls, store: &Store) -> Res
         "brake: subscriptions made pull; Pub/Sub keeps their events for up to 31 days, which costs $0.27 a GiB a month \
          after the first day (list price)"
     );
-    all(faults)
+    all(&faults)
 }
 
 /// Takes the publisher's right away. Bindings with a condition are left alone.
@@ -119,7 +119,7 @@ async fn detach(targets: &Targets, controls: &dyn Controls, store: &Store) -> Re
         };
         faults.extend(done.await.err());
     }
-    all(faults)
+    all(&faults)
 }
 
 /// Gives a right back that *stop* has taken away.
@@ -187,11 +187,11 @@ fn apart<T>(results: Vec<Result<T, ControlError>>) -> (Vec<T>, Vec<ControlError>
     (done, faults)
 }
 
-fn all(faults: Vec<ControlError>) -> Result<(), Fault> {
-    match faults.len() {
-        0 => Ok(()),
-        _ => Err(Fault::Several(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
+fn all(faults: &[ControlError]) -> Result<(), Fault> {
+    if faults.is_empty() {
+        return Ok(());
     }
+    Err(Fault::Several(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
 }
 
 #[cfg(test)]

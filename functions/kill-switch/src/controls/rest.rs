@@ -11,13 +11,14 @@ use shared::clock::{Micros, SECOND};
 use shared::credentials::{self, Credentials};
 use shared::decode::time::timestamp_text;
 use shared::settings::{SettingError, Settings, fault};
+use tokio::time::Instant;
 
 use super::{ControlError, Controls};
 use crate::state::PushSettings;
 
 /// Pauses before a call is tried again.
 const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
-/// How long a call may take.
+/// How long a call may take. One that took it is not tried again here: that is for the next delivery of the notice.
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// How far back a backlog is looked for: Monitoring samples once a minute and shows it minutes later.
 const SAMPLED_WITHIN: Micros = 600 * SECOND;
@@ -27,6 +28,7 @@ const MAX_WORDS: usize = 300;
 /// The services.
 pub struct Rest {
     client: Client,
+    timeout: Duration,
     pubsub: Service,
     billing: Service,
     monitoring: Service,
@@ -75,6 +77,7 @@ impl Rest {
             billing: service("BILLING_ENDPOINT", "https://cloudbilling.googleapis.com")?,
             monitoring: service("MONITORING_ENDPOINT", "https://monitoring.googleapis.com")?,
             client,
+            timeout,
         })
     }
 
@@ -114,14 +117,14 @@ impl Rest {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value, ControlError> {
-        let mut pauses = PAUSES.iter();
+        let (mut pauses, started) = (PAUSES.iter(), Instant::now());
         loop {
             let failed = match self.once(service, method.clone(), path, query, body).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed { passes: false, error }) => return Err(error),
                 Err(failed) => failed,
             };
-            let Some(pause) = pauses.next() else { return Err(failed.error) };
+            let Some(pause) = pauses.next().filter(|_| started.elapsed() < self.timeout) else { return Err(failed.error) };
             tracing::warn!(reason = %failed.error, "call to be tried again");
             tokio::time::sleep(*pause).await;
         }
