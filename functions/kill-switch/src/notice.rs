@@ -145,3 +145,122 @@ pub fn read(body: &[u8], checks: &Checks, days: &BillingDays, now: Micros) -> Re
 fn first_fault(must: &[(bool, Refused)]) -> Result<(), Refused> {
     must.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, refused)| Err(*refused))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: &str = "2026-11-27T12:00:00Z";
+
+    fn notice() -> Value {
+        json!({
+            "subscription": "projects/p/subscriptions/budget-sub",
+            "message": {
+                "messageId": "1",
+                "publishTime": "2026-11-27T11:59:00Z",
+                "attributes": {"billingAccountId": "0A1B2C-3D4E5F-678901", "budgetId": "b-1", "schemaVersion": "1.0"},
+            },
+            "data": {
+                "budgetDisplayName": "ContextFlow", "costAmount": 81.5, "costIntervalStart": "2026-11-01T07:00:00Z",
+                "budgetAmount": 100.0, "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+                "alertThresholdExceeded": 0.8, "forecastThresholdExceeded": 9.0,
+            },
+        })
+    }
+
+    fn read_text(mut push: Value, data: &str) -> Result<Notice, Refused> {
+        push["message"]["data"] = shared_base64(data).into();
+        let checks = Checks {
+            projects: vec!["q".into(), "p".into()],
+            billing_account: "0A1B2C-3D4E5F-678901".into(),
+            budget: "b-1".into(),
+            currency: "USD".into(),
+            max_age: DAY,
+        };
+        read(push.to_string().as_bytes(), &checks, &BillingDays::new().unwrap(), timestamp(NOW).unwrap())
+    }
+
+    /// The envelope's base64, by the one that writes envelopes.
+    fn shared_base64(data: &str) -> String {
+        let push = Push {
+            subscription: String::new(),
+            message_id: String::new(),
+            published_at: None,
+            attributes: shared::publish::Attributes::new(),
+            data: data.as_bytes().to_vec().into(),
+            attempt: 1,
+        };
+        let json: Value = serde_json::from_slice(&push.to_json()).unwrap();
+        json["message"]["data"].as_str().unwrap().to_string()
+    }
+
+    fn read_with(pointer: &str, value: Value) -> Result<Notice, Refused> {
+        let mut push = notice();
+        *push.pointer_mut(pointer).unwrap() = value;
+        let data = push["data"].to_string();
+        read_text(push, &data)
+    }
+
+    #[test]
+    fn a_notice_says_what_was_spent_since_when() {
+        let read = read_text(notice(), &notice()["data"].to_string()).unwrap();
+        let expected = Notice {
+            cost: Amount::try_from(81.5).unwrap(),
+            interval: timestamp("2026-11-01T07:00:00Z").unwrap(),
+            published_at: timestamp("2026-11-27T11:59:00Z").unwrap(),
+            day: "2026-11-27".into(),
+        };
+        assert_eq!(read, expected);
+        assert_eq!(read_with("/data/budgetAmount", json!(1)).unwrap(), expected, "the amount in the message is not used");
+        assert_eq!(read_with("/data/forecastThresholdExceeded", json!("x")).unwrap(), expected);
+        assert_eq!(read_with("/data/costAmount", json!(0)).unwrap().cost, Amount::ZERO, "so a month begins");
+        assert!(read_with("/message/publishTime", json!("2026-11-26T12:00:00Z")).is_ok(), "exactly as old as it may be");
+    }
+
+    #[test]
+    fn whatever_is_not_as_it_must_be_is_refused() {
+        let attribute = |name: &str| format!("/message/attributes/{name}");
+        for (pointer, value, refused) in [
+            ("/subscription".into(), json!("projects/r/subscriptions/budget-sub"), Refused::OtherProject),
+            ("/subscription".into(), json!(""), Refused::OtherProject),
+            ("/message/attributes".into(), json!({}), Refused::OtherSchemaVersion),
+            (attribute("schemaVersion"), json!("1.1"), Refused::OtherSchemaVersion),
+            (attribute("billingAccountId"), json!("0A1B2C-3D4E5F-678902"), Refused::OtherBillingAccount),
+            (attribute("budgetId"), json!("b-2"), Refused::OtherBudget),
+            ("/message/publishTime".into(), json!(""), Refused::NoPublishTime),
+            ("/message/publishTime".into(), json!("2026-11-26T11:59:59Z"), Refused::Stale),
+            ("/message/publishTime".into(), json!("2026-11-27T12:01:01Z"), Refused::InTheFuture),
+            ("/data/currencyCode".into(), json!("EUR"), Refused::OtherCurrency),
+            ("/data/currencyCode".into(), json!("usd"), Refused::OtherCurrency),
+            ("/data/costAmount".into(), json!(-0.01), Refused::BadAmount),
+            ("/data/costAmount".into(), json!(1e300), Refused::BadAmount),
+            ("/data/costAmount".into(), json!("81.5"), Refused::BadNotice),
+            ("/data/costAmount".into(), json!(null), Refused::BadNotice),
+            ("/data/budgetAmount".into(), json!(0), Refused::BadAmount),
+            ("/data/budgetAmount".into(), json!(-100), Refused::BadAmount),
+            ("/data/costIntervalStart".into(), json!("yesterday"), Refused::BadNotice),
+            ("/data/costIntervalStart".into(), json!("2026-12-01T08:00:00Z"), Refused::FutureInterval),
+            ("/data/costIntervalStart".into(), json!("2026-10-01T07:00:00Z"), Refused::OldInterval),
+            ("/data".into(), json!([]), Refused::BadNotice),
+        ] {
+            let told = format!("{pointer} {value}");
+            assert_eq!(read_with(&pointer, value), Err(refused), "{told}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_refused() {
+        for number in ["NaN", "Infinity", "-Infinity", "1e999", "81.5, \"costAmount\": 1"] {
+            let data = notice()["data"].to_string().replace("81.5", number);
+            assert_eq!(read_text(notice(), &data), Err(Refused::BadNotice), "{number}");
+        }
+        assert_eq!(read_text(notice(), "not JSON"), Err(Refused::BadNotice));
+        let (checks, days) = (
+            Checks { projects: vec![], billing_account: String::new(), budget: String::new(), currency: String::new(), max_age: 1 },
+            BillingDays::new().unwrap(),
+        );
+        assert_eq!(read(b"{}", &checks, &days, 0), Err(Refused::BadEnvelope));
+    }
+}
