@@ -42,6 +42,7 @@ pub struct Metrics {
     /// Rows written to the archive.
     pub archived: IntCounter,
     dead_lettered: IntCounterVec,
+    refused: IntCounterVec,
     /// Rows of one append or one message.
     pub batch_rows: Histogram,
     /// How long an append or a publish took, in milliseconds.
@@ -94,9 +95,12 @@ impl Metrics {
             register(Box::new(histogram.clone()));
             histogram
         };
-        let dead_lettered = Opts::new("contextflow_dead_lettered_total", "Dead letters by reason");
-        let dead_lettered = IntCounterVec::new(dead_lettered, &["reason"]).expect("a metric's name");
-        register(Box::new(dead_lettered.clone()));
+        let by_reason = |name: &str, help: &str| {
+            let options = Opts::new(format!("contextflow_{name}_total"), help);
+            let counter = IntCounterVec::new(options, &["reason"]).expect("a metric's name");
+            register(Box::new(counter.clone()));
+            counter
+        };
         Self {
             received: counter("received", "Events or rows that came in"),
             landed: counter("landed", "Events or rows that are where they belong"),
@@ -110,7 +114,8 @@ impl Metrics {
                 "From receipt to the row in the table, milliseconds",
                 MILLIS,
             ),
-            dead_lettered,
+            dead_lettered: by_reason("dead_lettered", "Dead letters by reason"),
+            refused: by_reason("refused", "Budget notices refused by reason"),
             clock,
             reported: Mutex::default(),
             registry,
@@ -120,6 +125,11 @@ impl Metrics {
     /// Counts a dead letter.
     pub fn dead_letter(&self, reason: &str) {
         self.dead_lettered.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a budget notice that was refused.
+    pub fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 
     /// Notes an append, or a publish, of `rows` rows.

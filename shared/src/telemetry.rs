@@ -1,5 +1,6 @@
 //! Logs: human-readable on a terminal, one JSON object a line in Cloud Logging's form elsewhere. Ids and counts, never
-//! payloads, addresses or secrets. A line that is written while a request is handled carries the request's trace.
+//! payloads, addresses or secrets. A line that is written while a request is handled carries the request's trace. A field
+//! `severity` takes the place of the level's: `severity = "CRITICAL"` is for what nobody may miss.
 
 use std::fmt;
 use std::future::Future;

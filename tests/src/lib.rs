@@ -8,6 +8,7 @@ pub mod binary;
 mod call;
 pub mod deployment;
 mod functions;
+pub mod google_server;
 mod naughty;
 pub mod parts;
 pub mod publisher_process;

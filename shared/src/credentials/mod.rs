@@ -3,7 +3,9 @@
 mod by_age;
 mod federation;
 
-use google_cloud_auth::credentials::{Builder, Credentials, anonymous};
+pub use google_cloud_auth::credentials::Credentials;
+use google_cloud_auth::credentials::{Builder, CacheableResource, anonymous};
+use http::{Extensions, HeaderMap};
 
 use crate::clock::Clock;
 use crate::settings::Settings;
@@ -28,4 +30,13 @@ pub fn google(settings: &Settings) -> Result<Credentials, String> {
         return Ok(anonymous::Builder::new().build());
     }
     Builder::default().build().map_err(|error| format!("no credentials for Google Cloud: {error}"))
+}
+
+/// The headers that a request to Google Cloud carries, for those that no client makes.
+pub async fn headers(credentials: &Credentials) -> Result<HeaderMap, String> {
+    match credentials.headers(Extensions::new()).await {
+        Ok(CacheableResource::New { data, .. }) => Ok(data),
+        Ok(CacheableResource::NotModified) => Ok(HeaderMap::new()),
+        Err(error) => Err(format!("no credentials for Google Cloud: {error}")),
+    }
 }

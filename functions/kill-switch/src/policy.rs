@@ -1,0 +1,281 @@
+//! What a notice calls for. Nothing here asks or changes anything but its arguments, and no clock is read.
+//!
+//! There are two limits, of the interval and of a day, and three actions, each at its own share of either. A notice
+//! carries only the interval's sum, so what a day has cost is that sum less the highest one published before the midnight
+//! at which the day began: 0 at a new interval, and the sum of the first notice after the installation, which so judges
+//! the interval's limit alone.
+//!
+//! An action is called for at most once an interval. A notice of an older interval is refused. One that was published
+//! before the newest calls for nothing; where it is of a day before, its sum still tells what was spent by midnight. A
+//! lower sum (a credit) calls for nothing that a higher one has not, and undoes nothing. So the order in which notices
+//! come, and how often, does not matter.
+//!
+//! In a dry run what is called for is noted as rehearsed, which keeps nothing from being done once the switch is armed.
+
+use crate::amount::Amount;
+use crate::notice::{Notice, Refused};
+use crate::state::{Action, Interval, Kind, Mode, Record, State, Status};
+
+/// The limits and each action's share of them, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Of an interval of the budget.
+    pub month: Amount,
+    /// Of a billing day.
+    pub day: Amount,
+    /// Where *brake* is due.
+    pub brake_at: u32,
+    /// Where *stop* is due.
+    pub stop_at: u32,
+    /// Where *detach* is due.
+    pub detach_at: u32,
+}
+
+impl Limits {
+    fn share(&self, action: Action) -> u32 {
+        match action {
+            Action::Brake => self.brake_at,
+            Action::Stop => self.stop_at,
+            Action::Detach => self.detach_at,
+        }
+    }
+
+    /// The limit whose share a sum has reached.
+    fn reached(&self, action: Action, cost: Amount, today: Amount) -> Option<Kind> {
+        let share = self.share(action);
+        let month = cost.reaches(self.month, share).then_some(Kind::Month);
+        month.or_else(|| today.reaches(self.day, share).then_some(Kind::Day))
+    }
+}
+
+/// What a notice comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The state with what the notice told; in it what is called for is due, or rehearsed.
+    pub state: State,
+    /// What the notice newly calls for, in the order of its doing.
+    pub called_for: Vec<(Action, Kind)>,
+}
+
+/// Judges a notice.
+pub fn judge(before: &State, notice: &Notice, limits: &Limits, mode: Mode) -> Result<Judged, Refused> {
+    let mut state = before.clone();
+    let mut interval = match state.interval.take() {
+        Some(known) if notice.interval < known.start => return Err(Refused::OldInterval),
+        Some(known) if notice.interval == known.start => known,
+        Some(_) => Interval::begin(notice, Amount::ZERO),
+        None => Interval::begin(notice, notice.cost),
+    };
+    let is_older = notice.published_at < interval.newest;
+    if notice.day > interval.day {
+        interval.baseline = interval.highest;
+        interval.day.clone_from(&notice.day);
+    } else if notice.day < interval.day {
+        interval.baseline = interval.baseline.max(notice.cost);
+    }
+    interval.highest = interval.highest.max(notice.cost);
+    interval.newest = interval.newest.max(notice.published_at);
+    let mut called_for = Vec::new();
+    let today = notice.cost.above(interval.baseline);
+    for action in Action::ALL {
+        let is_open = match interval.actions.get(&action) {
+            None => true,
+            Some(record) => record.status == Status::Rehearsed && mode == Mode::Armed,
+        };
+        if is_older || !is_open {
+            continue;
+        }
+        let Some(limit) = limits.reached(action, notice.cost, today) else { continue };
+        let status = if mode == Mode::Armed { Status::Due } else { Status::Rehearsed };
+        interval.actions.insert(action, Record { status, limit, since: notice.published_at });
+        called_for.push((action, limit));
+    }
+    state.interval = Some(interval);
+    state.mode = Some(mode);
+    Ok(Judged { state, called_for })
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::clock::{DAY, Micros, SECOND};
+    use shared::decode::time::timestamp;
+
+    use super::*;
+    use crate::day::BillingDays;
+
+    const NOVEMBER: &str = "2026-11-01T07:00:00Z";
+    const LIMITS: fn() -> Limits = || Limits {
+        month: Amount::try_from(100.0).unwrap(),
+        day: Amount::try_from(20.0).unwrap(),
+        brake_at: 80,
+        stop_at: 100,
+        detach_at: 120,
+    };
+
+    /// A switch that hears notices; what it is called for is done at once.
+    struct Switch {
+        state: State,
+        mode: Mode,
+        limits: Limits,
+    }
+
+    impl Switch {
+        fn new() -> Self {
+            Self { state: State::default(), mode: Mode::Armed, limits: LIMITS() }
+        }
+
+        fn hear(&mut self, interval: &str, published_at: &str, cost: f64) -> Result<Vec<(Action, Kind)>, Refused> {
+            let published_at = timestamp(published_at).unwrap();
+            let notice = Notice {
+                cost: Amount::try_from(cost).unwrap(),
+                interval: timestamp(interval).unwrap(),
+                published_at,
+                day: BillingDays::new().unwrap().of(published_at),
+            };
+            let judged = judge(&self.state, &notice, &self.limits, self.mode)?;
+            self.state = judged.state;
+            for action in self.state.due() {
+                self.state.set(action, Status::Done);
+            }
+            Ok(judged.called_for)
+        }
+
+        /// In November's interval.
+        fn november(&mut self, published_at: &str, cost: f64) -> Vec<(Action, Kind)> {
+            self.hear(NOVEMBER, published_at, cost).unwrap()
+        }
+
+        fn baseline(&self) -> f64 {
+            self.state.interval.as_ref().unwrap().baseline.into()
+        }
+    }
+
+    #[test]
+    fn the_first_notice_sets_the_days_baseline_and_judges_the_month() {
+        for (cost, called_for) in [
+            (0.0, vec![]),
+            (79.99, vec![]),
+            (80.0, vec![(Action::Brake, Kind::Month)]),
+            (119.0, vec![(Action::Brake, Kind::Month), (Action::Stop, Kind::Month)]),
+            (120.0, Action::ALL.map(|action| (action, Kind::Month)).to_vec()),
+        ] {
+            let mut switch = Switch::new();
+            assert_eq!(switch.november("2026-11-20T12:00:00Z", cost), called_for, "{cost}");
+            assert_eq!((switch.baseline() - cost).abs(), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_day_is_judged_by_what_was_spent_since_its_midnight() {
+        let mut switch = Switch::new();
+        assert_eq!(switch.november("2026-11-20T12:00:00Z", 10.0), []);
+        assert_eq!(switch.november("2026-11-20T13:00:00Z", 25.99), [], "15.99 of 20");
+        assert_eq!(switch.november("2026-11-21T07:59:59Z", 25.99), [], "still the 20th in California");
+        assert_eq!(switch.november("2026-11-21T08:00:00Z", 41.98), [], "a new day: 15.99 again");
+        assert_eq!(switch.baseline().to_string(), "25.99");
+        assert_eq!(switch.november("2026-11-21T09:00:00Z", 41.99), [(Action::Brake, Kind::Day)]);
+        assert_eq!(switch.november("2026-11-22T09:00:00Z", 57.99), [], "brake is done once an interval");
+        assert_eq!(switch.november("2026-11-22T10:00:00Z", 65.99), [(Action::Stop, Kind::Day), (Action::Detach, Kind::Day)]);
+    }
+
+    /// The day on which the clocks go back has 25 hours, the one on which they go forward 23.
+    #[test]
+    fn days_of_23_and_of_25_hours_end_at_midnight() {
+        for (interval, during, last, next) in [
+            ("2026-11-01T07:00:00Z", "2026-11-01T12:00:00Z", "2026-11-02T07:59:59Z", "2026-11-02T08:00:00Z"),
+            ("2026-03-01T08:00:00Z", "2026-03-08T12:00:00Z", "2026-03-09T06:59:59Z", "2026-03-09T07:00:00Z"),
+        ] {
+            let mut switch = Switch::new();
+            switch.hear(interval, during, 1.0).unwrap();
+            assert_eq!(switch.hear(interval, last, 16.99).unwrap(), [], "15.99 of the same day");
+            assert_eq!(switch.hear(interval, next, 32.98).unwrap(), [], "15.99 of the next");
+            assert_eq!(switch.hear(interval, next, 32.99).unwrap(), [(Action::Brake, Kind::Day)]);
+        }
+    }
+
+    #[test]
+    fn a_new_interval_begins_at_nothing_and_an_old_one_is_refused() {
+        let mut switch = Switch::new();
+        assert_eq!(switch.november("2026-11-20T12:00:00Z", 130.0).len(), 3);
+        let december = "2026-12-01T08:00:00Z";
+        assert_eq!(switch.hear(december, "2026-12-01T09:00:00Z", 15.99), Ok(vec![]));
+        assert_eq!(switch.baseline().to_string(), "0");
+        assert_eq!(switch.hear(NOVEMBER, "2026-12-01T10:00:00Z", 500.0), Err(Refused::OldInterval));
+        assert_eq!(switch.hear(december, "2026-12-01T11:00:00Z", 16.0), Ok(vec![(Action::Brake, Kind::Day)]));
+    }
+
+    #[test]
+    fn a_repeated_older_or_lower_notice_calls_for_nothing() {
+        let mut switch = Switch::new();
+        assert_eq!(switch.november("2026-11-20T12:00:00Z", 81.0), [(Action::Brake, Kind::Month)]);
+        assert_eq!(switch.november("2026-11-20T12:00:00Z", 81.0), []);
+        assert_eq!(switch.november("2026-11-20T11:59:59Z", 150.0), [], "published before the newest");
+        assert_eq!(switch.november("2026-11-20T13:00:00Z", 80.5), [], "a credit");
+        assert_eq!(switch.november("2026-11-20T14:00:00Z", 10.0), []);
+    }
+
+    #[test]
+    fn a_notice_of_the_day_before_that_comes_late_tells_what_was_spent_by_midnight() {
+        let mut switch = Switch::new();
+        switch.november("2026-11-20T12:00:00Z", 10.0);
+        switch.november("2026-11-21T08:30:00Z", 25.0);
+        assert_eq!(switch.baseline().to_string(), "10");
+        assert_eq!(switch.november("2026-11-21T07:30:00Z", 24.0), []);
+        assert_eq!(switch.baseline().to_string(), "24");
+        assert_eq!(switch.november("2026-11-21T09:00:00Z", 27.0), [], "3 today");
+    }
+
+    #[test]
+    fn what_was_rehearsed_is_done_once_armed() {
+        let mut switch = Switch { mode: Mode::DryRun, ..Switch::new() };
+        assert_eq!(switch.november("2026-11-20T12:00:00Z", 101.0).len(), 2);
+        assert_eq!(switch.november("2026-11-20T13:00:00Z", 101.0), [], "it is logged once");
+        assert_eq!(switch.state.due(), []);
+        switch.mode = Mode::Armed;
+        let called_for = switch.november("2026-11-20T14:00:00Z", 101.0);
+        assert_eq!(called_for, [(Action::Brake, Kind::Month), (Action::Stop, Kind::Month)]);
+        switch.mode = Mode::DryRun;
+        assert_eq!(switch.november("2026-11-20T15:00:00Z", 101.0), [], "what is done is done");
+    }
+
+    /// Every order of notices whose sums grow with their times comes to the same.
+    #[test]
+    fn the_order_of_notices_does_not_matter_for_the_month() {
+        let notices: Vec<(Micros, f64)> =
+            [20.0, 60.0, 85.0, 101.0, 130.0].iter().enumerate().map(|(at, cost)| (Micros::try_from(at).unwrap(), *cost)).collect();
+        let begin = timestamp("2026-11-10T12:00:00Z").unwrap();
+        for order in orders(notices.len()) {
+            let mut state = State::default();
+            let mut called_for = Vec::new();
+            for at in &order {
+                let (hours, cost) = notices[*at];
+                let published_at = begin + hours * 3_600 * SECOND;
+                let cost = Amount::try_from(cost).unwrap();
+                let interval = begin - 9 * DAY;
+                let notice = Notice { cost, interval, published_at, day: "2026-11-10".into() };
+                let limits = Limits { day: Amount::try_from(1_000.0).unwrap(), ..LIMITS() };
+                let judged = judge(&state, &notice, &limits, Mode::Armed).unwrap();
+                state = judged.state;
+                called_for.extend(judged.called_for.into_iter().map(|(action, _)| action));
+            }
+            assert_eq!(called_for, Action::ALL, "{order:?}");
+        }
+    }
+
+    fn orders(count: usize) -> Vec<Vec<usize>> {
+        if count == 0 {
+            return vec![vec![]];
+        }
+        let last = count - 1;
+        orders(last)
+            .into_iter()
+            .flat_map(|order| {
+                (0..count).map(move |at| {
+                    let mut order = order.clone();
+                    order.insert(at, last);
+                    order
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,114 @@
+//! Undoes *brake* and *stop*, by the hand of an operator. *detach* cannot be undone from here.
+
+use serde::Serialize;
+use shared::clock::{Micros, SECOND};
+use shared::decode::time::timestamp_text;
+use uuid::Uuid;
+
+use crate::controls::{ControlError, Controls};
+use crate::state::{Action, State, Status};
+use crate::store::{StateError, Store};
+use crate::turn::{grant, pushes};
+
+/// How long a release keeps the kill-switch from acting at the same time.
+const LEASE: Micros = 120 * SECOND;
+
+/// Why nothing, or not all, is released.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// The state could not be had or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kill-switch is acting.
+    #[error("the kill-switch is at work until {0} at the latest; run this again then")]
+    Busy(String),
+    /// Some of it could not be undone.
+    #[error("{0}; what was undone stands, and what is left is kept in the state: run this again")]
+    Left(String),
+}
+
+/// What became of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subscription {
+    /// It pushes as before the brake.
+    Restored,
+    /// It pushed already, and is left as it is.
+    Pushing,
+    /// It is there no more.
+    Gone,
+    /// It would be restored.
+    Braked,
+}
+
+/// What was undone; in a dry run, what would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// The state before.
+    pub before: State,
+    /// The subscriptions that were braked, by their full names.
+    pub subscriptions: Vec<(String, Subscription)>,
+}
+
+/// Says what a release would undo.
+pub async fn look(store: &Store) -> Result<Released, ReleaseError> {
+    let before = store.read().await?;
+    let subscriptions = before.saved.keys().map(|name| (name.clone(), Subscription::Braked)).collect();
+    Ok(Released { before, subscriptions })
+}
+
+/// Undoes *brake* and *stop*: push settings as they were saved, the publisher's right. Then nothing is in force any more.
+///
+/// What this interval has called for counts as released: it is not done again in this interval, and what it has not called
+/// for yet comes at its own share. Where something cannot be undone it stays in the state, and the rest is undone.
+pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Result<Released, ReleaseError> {
+    let me = Uuid::new_v4().to_string();
+    let begin = |state: &mut State| {
+        let before = state.clone();
+        state.claim(&me, now, now + LEASE)?;
+        for action in Action::ALL {
+            let record = state.interval.as_ref().and_then(|interval| interval.actions.get(&action));
+            if record.is_some_and(|record| record.status != Status::Rehearsed) {
+                state.set(action, Status::Released);
+            }
+        }
+        Ok(before)
+    };
+    let before = store.update(begin).await?.map_err(|until| ReleaseError::Busy(timestamp_text(until)))?;
+    let (mut subscriptions, mut faults) = (Vec::new(), Vec::new());
+    for (name, settings) in &before.saved {
+        let restored = async {
+            match controls.push_settings(name).await {
+                Err(ControlError::NotFound(_)) => return Ok(Subscription::Gone),
+                Ok(found) if pushes(&found) => return Ok(Subscription::Pushing),
+                found => found?,
+            };
+            controls.set_push_settings(name, settings).await.map(|()| Subscription::Restored)
+        };
+        match restored.await {
+            Ok(outcome) => {
+                store.update(|state| state.saved.remove(name)).await?;
+                subscriptions.push((name.clone(), outcome));
+            }
+            Err(error) => faults.push(error.to_string()),
+        }
+    }
+    if let Some(right) = &before.removed {
+        match grant(right, controls).await {
+            Ok(()) => store.update(|state| state.removed = None).await?,
+            Err(error) => faults.push(error.to_string()),
+        }
+    }
+    let end = |state: &mut State| {
+        state.unclaim(&me);
+        state.active.remove(&Action::Detach);
+        if state.saved.is_empty() {
+            state.active.remove(&Action::Brake);
+        }
+        if state.removed.is_none() {
+            state.active.remove(&Action::Stop);
+        }
+    };
+    store.update(end).await?;
+    if faults.is_empty() { Ok(Released { before, subscriptions }) } else { Err(ReleaseError::Left(faults.join("; "))) }
+}

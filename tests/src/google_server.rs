@@ -1,0 +1,226 @@
+//! What the kill-switch turns, in memory: push settings of subscriptions, the IAM policy of topics, billing accounts of
+//! projects, and the backlogs that Monitoring tells. It records every request, and fails as told.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::topic_server::serve;
+
+/// The server.
+#[derive(Clone)]
+pub struct GoogleServer {
+    /// `http://127.0.0.1:<port>`.
+    pub url: String,
+    book: Arc<Mutex<Book>>,
+}
+
+#[derive(Default)]
+struct Book {
+    calls: Vec<Call>,
+    faults: Vec<Fault>,
+    push: BTreeMap<String, Value>,
+    policies: BTreeMap<String, (u64, Value)>,
+    accounts: BTreeMap<String, String>,
+    backlogs: BTreeMap<String, u64>,
+    foreign_changes: u64,
+}
+
+/// A request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// `GET`, `POST`, `PUT`.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Its JSON; null where it has none.
+    pub body: Value,
+}
+
+/// How requests are answered whose method is this one and whose path ends so.
+#[derive(Clone)]
+struct Fault {
+    method: &'static str,
+    path_end: String,
+    answer: Answer,
+    times: usize,
+}
+
+/// A false answer.
+#[derive(Clone, Copy)]
+pub enum Answer {
+    /// An error of this status; nothing is done.
+    Status(u16),
+    /// None at all.
+    Silence,
+    /// None, although it is done.
+    DoneInSilence,
+}
+
+impl GoogleServer {
+    /// Starts one that knows nothing.
+    pub async fn start() -> Self {
+        let book: Arc<Mutex<Book>> = Arc::default();
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&book));
+        Self { url: serve(router).await, book }
+    }
+
+    /// There is a subscription with these push settings.
+    pub fn set_push(&self, subscription: &str, settings: Value) {
+        self.book().push.insert(subscription.to_string(), settings);
+    }
+
+    /// The push settings of a subscription.
+    pub fn push(&self, subscription: &str) -> Value {
+        self.book().push.get(subscription).cloned().unwrap_or_default()
+    }
+
+    /// There is a topic with these bindings.
+    pub fn set_bindings(&self, topic: &str, bindings: Value) {
+        self.book().policies.insert(topic.to_string(), (1, bindings));
+    }
+
+    /// The bindings of a topic.
+    pub fn bindings(&self, topic: &str) -> Value {
+        self.book().policies.get(topic).cloned().unwrap_or_default().1
+    }
+
+    /// The next times that a policy is read, another changes it at once after.
+    pub fn change_policies_meanwhile(&self, times: u64) {
+        self.book().foreign_changes = times;
+    }
+
+    /// There is a project with this billing account, `billingAccounts/A` or nothing.
+    pub fn set_account(&self, project: &str, account: &str) {
+        self.book().accounts.insert(project.to_string(), account.to_string());
+    }
+
+    /// The billing account of a project.
+    pub fn account(&self, project: &str) -> String {
+        self.book().accounts.get(project).cloned().unwrap_or_default()
+    }
+
+    /// What Monitoring tells of a subscription, by its short name.
+    pub fn set_backlog(&self, subscription: &str, messages: u64) {
+        self.book().backlogs.insert(subscription.to_string(), messages);
+    }
+
+    /// Answers the next requests of a kind falsely.
+    pub fn fail(&self, method: &'static str, path_end: &str, answer: Answer, times: usize) {
+        self.book().faults.push(Fault { method, path_end: path_end.to_string(), answer, times });
+    }
+
+    /// From now on all is well.
+    pub fn heal(&self) {
+        self.book().faults.clear();
+    }
+
+    /// Every request until now, oldest first.
+    pub fn calls(&self) -> Vec<Call> {
+        self.book().calls.clone()
+    }
+
+    /// Every request that changes something, as `<method> <path>`.
+    pub fn changes(&self) -> Vec<String> {
+        let calls = self.calls();
+        calls.iter().filter(|call| call.method != "GET").map(|call| format!("{} {}", call.method, call.path)).collect()
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer(State(book): State<Arc<Mutex<Book>>>, method: Method, uri: Uri, body: Bytes) -> Response {
+    let path = uri.path().to_string();
+    let (fault, done) = {
+        let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        let full = uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        book.calls.push(Call { method: method.to_string(), path: full, body });
+        let fault = book.faults.iter_mut().find(|fault| {
+            fault.times > 0 && fault.method == method.as_str() && path.ends_with(&fault.path_end)
+        });
+        let fault = fault.map(|fault| {
+            fault.times -= 1;
+            fault.answer
+        });
+        let is_done = matches!(fault, None | Some(Answer::DoneInSilence));
+        let call = book.calls.last().cloned().filter(|_| is_done);
+        (fault, call.map(|call| book.serve(&call.method, &path, &call.body)))
+    };
+    match (fault, done) {
+        (Some(Answer::Status(status)), _) => error(status),
+        (Some(Answer::Silence | Answer::DoneInSilence), _) => {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            error(504)
+        }
+        (None, Some(Ok(json))) => axum::Json(json).into_response(),
+        (None, Some(Err(status))) => error(status),
+        (None, None) => error(500),
+    }
+}
+
+fn error(status: u16) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or_default();
+    let body = json!({"error": {"code": status.as_u16(), "message": "as the test has told", "status": "TOLD"}});
+    (status, axum::Json(body)).into_response()
+}
+
+impl Book {
+    fn serve(&mut self, method: &str, path: &str, body: &Value) -> Result<Value, u16> {
+        let path = path.trim_start_matches('/');
+        if let Some(project) = path.strip_prefix("v1/projects/").and_then(|rest| rest.strip_suffix("/billingInfo")) {
+            let account = self.accounts.get_mut(project).ok_or(404_u16)?;
+            if method == "PUT" {
+                *account = body["billingAccountName"].as_str().ok_or(400_u16)?.to_string();
+            }
+            return Ok(json!({"projectId": project, "billingAccountName": account, "billingEnabled": !account.is_empty()}));
+        }
+        if path.ends_with("/timeSeries") {
+            let series = self.backlogs.iter().map(|(name, messages)| {
+                let points = json!([{"value": {"int64Value": messages.to_string()}}, {"value": {"int64Value": "7"}}]);
+                json!({"resource": {"labels": {"subscription_id": name}}, "points": points})
+            });
+            return Ok(json!({"timeSeries": series.collect::<Vec<_>>()}));
+        }
+        let name = path.strip_prefix("v1/").ok_or(404_u16)?;
+        match (method, name.split_once(':').unwrap_or((name, ""))) {
+            ("GET", (name, "")) => {
+                let push = self.push.get(name).ok_or(404_u16)?;
+                Ok(json!({"name": name, "pushConfig": push, "ackDeadlineSeconds": 60}))
+            }
+            ("POST", (name, "modifyPushConfig")) => {
+                *self.push.get_mut(name).ok_or(404_u16)? = body["pushConfig"].clone();
+                Ok(json!({}))
+            }
+            ("GET", (name, "getIamPolicy")) => {
+                let (etag, bindings) = self.policies.get_mut(name).ok_or(404_u16)?;
+                let answer = json!({"version": 3, "etag": etag.to_string(), "bindings": bindings});
+                if self.foreign_changes > 0 {
+                    self.foreign_changes -= 1;
+                    *etag += 1;
+                    bindings.as_array_mut().ok_or(500_u16)?.push(json!({"role": "roles/viewer", "members": [format!("user:{etag}@example.com")]}));
+                }
+                Ok(answer)
+            }
+            ("POST", (name, "setIamPolicy")) => {
+                let (etag, bindings) = self.policies.get_mut(name).ok_or(404_u16)?;
+                if body["policy"]["etag"] != etag.to_string() {
+                    return Err(409);
+                }
+                *etag += 1;
+                *bindings = body["policy"]["bindings"].clone();
+                Ok(body["policy"].clone())
+            }
+            _ => Err(404),
+        }
+    }
+}
