@@ -1,7 +1,7 @@
 //! The kill-switch: budget notices in; brake, stop and detach out, before a server that records them.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -278,6 +278,7 @@ async fn a_notice_that_crosses_all_does_all_in_order_and_saves_what_it_changes()
     assert_eq!(world.google.push(&subscription("budget-sub")), push_settings("budget-sub"), "never the budget's");
     assert_eq!(world.google.bindings(TOPIC), bindings(&["serviceAccount:other@p.iam.gserviceaccount.com"]));
     assert_eq!(world.google.account("p"), "");
+    assert_eq!(state.detached, BTreeMap::from([("p".to_string(), ACCOUNT.to_string())]));
     assert_eq!((state.claim, state.due()), (None, vec![]));
 }
 
@@ -541,7 +542,7 @@ async fn two_instances_at_once_act_once_on_a_bucket() {
 #[tokio::test]
 async fn a_state_that_is_not_understood_is_left_as_it_is_and_nothing_is_done() {
     use object_store::ObjectStoreExt as _;
-    for text in ["{\"version\": 2, \"active\": []}", "{\"version\": 1}", "not JSON"] {
+    for text in ["{\"version\": 2, \"active\": []}", "{\"version\": 1, \"active\": [\"halt\"]}", "{}", "not JSON"] {
         let world = World::start().await;
         let path = world.place.path.clone().join("state.json");
         world.place.store.put(&path, text.into()).await.unwrap();

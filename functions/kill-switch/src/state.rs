@@ -174,6 +174,7 @@ pub struct Claim {
 
 /// The state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
     /// [`VERSION`].
     pub version: u32,
@@ -187,6 +188,8 @@ pub struct State {
     pub saved: BTreeMap<String, PushSettings>,
     /// What *stop* has taken away.
     pub removed: Option<Grant>,
+    /// The projects that *detach* has taken from their billing account, with the account's id.
+    pub detached: BTreeMap<String, String>,
     /// Who is at work.
     pub claim: Option<Claim>,
 }
@@ -200,6 +203,7 @@ impl Default for State {
             interval: None,
             saved: BTreeMap::new(),
             removed: None,
+            detached: BTreeMap::new(),
             claim: None,
         }
     }

@@ -1,6 +1,8 @@
 //! How each action is done, and undone, by the controls. Each looks first, so that one that was broken off is continued and
 //! one that is done changes nothing.
 
+use std::fmt::Display;
+
 use futures::future::join_all;
 use serde_json::{Value, json};
 
@@ -102,20 +104,24 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
 
 /// Takes the billing account away from every project that has it.
 async fn detach(targets: &Targets, controls: &dyn Controls, store: &Store) -> Result<(), Fault> {
-    store.update(|state| state.active.insert(Action::Detach)).await?;
     let account = format!("billingAccounts/{}", targets.billing_account);
     let mut faults = Vec::new();
     for project in &targets.projects {
         let done = async {
             let found = controls.billing_account(project).await?;
             if found == account {
+                let save = |state: &mut State| {
+                    state.active.insert(Action::Detach);
+                    state.detached.insert(project.clone(), targets.billing_account.clone());
+                };
+                store.update(save).await?;
                 controls.detach(project).await?;
                 tracing::error!(severity = "CRITICAL", project, "detach: the project has no billing account any more");
             } else {
                 let why = if found.is_empty() { "it has no billing account" } else { "it has another billing account" };
                 tracing::warn!(project, why, "detach: the project is left as it is");
             }
-            Ok::<(), ControlError>(())
+            Ok::<(), Fault>(())
         };
         faults.extend(done.await.err());
     }
@@ -187,7 +193,7 @@ fn apart<T>(results: Vec<Result<T, ControlError>>) -> (Vec<T>, Vec<ControlError>
     (done, faults)
 }
 
-fn all(faults: &[ControlError]) -> Result<(), Fault> {
+fn all(faults: &[impl Display]) -> Result<(), Fault> {
     if faults.is_empty() {
         return Ok(());
     }

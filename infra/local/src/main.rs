@@ -9,7 +9,7 @@ mod error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{backfill, enrich, generate, query, schema};
+use commands::{backfill, enrich, generate, query, release, schema};
 use error::Failure;
 
 /// Clickstream from a button to a table: run the pipeline, feed it, ask it.
@@ -39,6 +39,12 @@ enum Command {
     DeadLetters(commands::dead_letters::Args),
     /// List, check and print schemas; compare BigQuery with them and change it
     Schema(schema::Args),
+    /// Undo what the kill-switch has done: subscriptions push again, the publisher may publish again
+    ///
+    /// What it has done in this interval of the budget it does not do again in it; what it has not done yet comes at its
+    /// own share of the limit. A project whose billing was taken away is linked by hand: the command is printed. Run this
+    /// before you link it, so that it is not taken away once more.
+    Release(release::Args),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +68,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Query(args) => on_runtime(query::run(args)),
         Command::DeadLetters(args) => on_runtime(commands::dead_letters::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),
+        Command::Release(args) => on_runtime(release::run(args)),
     }
 }
 

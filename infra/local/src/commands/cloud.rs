@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backfill::Deps;
+use kill_switch::controls::rest::Rest;
+use kill_switch::release::{self as releasing, Released};
+use kill_switch::store::Store;
 use object_store::ObjectStoreExt as _;
 use serde_json::{Map, Value, json};
 use shared::bucket;
@@ -19,7 +22,7 @@ use shared::settings::Settings;
 use shared::sink::bigquery::{BigQuerySink, load::BigQueryLoader};
 
 use super::generate::target::{Request, Target};
-use super::{Place, query, schema};
+use super::{Place, query, release, schema};
 use crate::dead_letters::Source;
 use crate::dead_letters::replay::{Topic, Ways};
 use crate::error::Failure;
@@ -220,6 +223,41 @@ fn with_type(line: &[u8], message: &Message) -> String {
     let mut typed = Splice::new(&line);
     typed.add("event_type", name);
     String::from_utf8_lossy(&typed.finish()).into_owned()
+}
+
+/// `contextflow release`.
+pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
+    let settings = Settings::from_env();
+    let default = || format!("gs://{}-contextflow/kill-switch", args.project);
+    let place = bucket::open(&args.state.clone().unwrap_or_else(default), &settings).map_err(Failure::usage)?;
+    let (store, now) = (Store::new(&place), Clock::system().now());
+    let controls = Rest::new(&settings).map_err(Failure::usage)?;
+    let released = if args.dry_run {
+        releasing::look(&store).await
+    } else {
+        releasing::release(&store, &controls, now).await
+    };
+    let Released { before, subscriptions } = released.map_err(Failure::work)?;
+    let (backlogs, backlog_unknown) = match controls.backlogs(&args.project, now).await {
+        Ok(backlogs) => (backlogs, None),
+        Err(error) => (std::collections::BTreeMap::new(), Some(error.to_string())),
+    };
+    let subscription = |(name, became): (String, releasing::Subscription)| {
+        let backlog = backlogs.get(name.rsplit('/').next().unwrap_or_default());
+        let (messages, bytes) = (backlog.map(|backlog| backlog.messages), backlog.map(|backlog| backlog.bytes));
+        release::Subscription { name, became: became.to_string(), messages, bytes }
+    };
+    let link =
+        |(project, account): (String, String)| format!("gcloud billing projects link {project} --billing-account={account}");
+    Ok(release::Report {
+        state: store.name().to_string(),
+        dry_run: args.dry_run,
+        in_force: before.active.iter().map(ToString::to_string).collect(),
+        subscriptions: subscriptions.into_iter().map(subscription).collect(),
+        backlog_unknown,
+        publisher: before.removed.map(|right| [right.member, right.topic]),
+        to_link: before.detached.into_iter().map(link).collect(),
+    })
 }
 
 /// The topic that `pubsub://PROJECT/TOPIC` names. A publish is given up after `patience`.

@@ -11,6 +11,7 @@ pub mod enrich;
 pub mod generate;
 mod parquet;
 pub mod query;
+pub mod release;
 pub mod schema;
 
 use std::path::Path;

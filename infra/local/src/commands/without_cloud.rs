@@ -7,7 +7,7 @@ use std::time::Duration;
 use backfill::Deps;
 use shared::publish::Publisher;
 
-use super::{Place, query, schema};
+use super::{Place, query, release, schema};
 use crate::dead_letters::Source;
 use crate::dead_letters::replay::Ways;
 use crate::error::Failure;
@@ -40,6 +40,11 @@ pub fn dead_letters(_: &Place) -> Ready<Result<Box<dyn Source>, Failure>> {
 /// `contextflow dead-letters replay --warehouse bigquery`.
 pub fn ways(_: Option<&str>, _: &Place, _: Deps) -> Ready<Result<Ways, Failure>> {
     missing("`--warehouse bigquery` replays through Pub/Sub", "dead-letters replay --warehouse bigquery")
+}
+
+/// `contextflow release`.
+pub fn release(_: &release::Args) -> Ready<Result<release::Report, Failure>> {
+    missing("`release` undoes what the kill-switch has done on Google Cloud", "release --project PROJECT")
 }
 
 /// `contextflow generate --to pubsub://…`.
