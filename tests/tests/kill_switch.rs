@@ -355,7 +355,10 @@ async fn a_forged_or_unusable_notice_is_settled_counted_and_does_nothing() {
     ];
     for (reason, notice) in &forged {
         assert_eq!(instance.push(notice).await, 204, "{reason}");
-        assert!(instance.metrics().await.contains(&format!("contextflow_refused_total{{reason=\"{reason}\"}}")), "{reason}");
+        assert!(
+            instance.metrics().await.contains(&format!("contextflow_refused_total{{reason=\"{reason}\"}}")),
+            "{reason}"
+        );
     }
     assert_eq!(post_json(&instance.router, "/", "{}").await.status, StatusCode::NO_CONTENT);
     assert!(world.google.calls().is_empty(), "{:?}", world.google.calls());
@@ -440,7 +443,10 @@ async fn a_project_of_another_account_is_left_alone() {
     world.google.set_account("p", "billingAccounts/FFFFFF-FFFFFF-FFFFFF");
     world.google.set_account("q", &format!("billingAccounts/{ACCOUNT}"));
     assert_eq!(world.instance_with(&[("PROJECTS", "p,q")]).push(&Notice::of(125.0)).await, 204);
-    assert_eq!((world.google.account("p").as_str(), world.google.account("q")), ("billingAccounts/FFFFFF-FFFFFF-FFFFFF", String::new()));
+    assert_eq!(
+        (world.google.account("p").as_str(), world.google.account("q")),
+        ("billingAccounts/FFFFFF-FFFFFF-FFFFFF", String::new())
+    );
 }
 
 #[tokio::test]
@@ -535,7 +541,8 @@ async fn two_instances_at_once_act_once_on_a_bucket() {
             .build()
             .unwrap();
         let path = Path::from(format!("round-{round}"));
-        two_at_once(&World::in_bucket(Location { store: Arc::new(store), path, uri: "s3://states".into() }).await).await;
+        two_at_once(&World::in_bucket(Location { store: Arc::new(store), path, uri: "s3://states".into() }).await)
+            .await;
     }
 }
 
@@ -599,7 +606,14 @@ async fn a_release_waits_for_the_kill_switch_and_leaves_what_pushes_or_is_gone()
     store.update(|state| state.claim = claim(NOW + SECOND)).await.unwrap();
     let busy = release::release(&store, &world.controls(), NOW).await.unwrap_err();
     assert!(matches!(busy, ReleaseError::Busy(_)), "{busy}");
-    store.update(|state| state.saved.insert(subscription("gone-sub"), json!({"pushEndpoint": "https://x"}).as_object().unwrap().clone())).await.unwrap();
+    store
+        .update(|state| {
+            state
+                .saved
+                .insert(subscription("gone-sub"), json!({"pushEndpoint": "https://x"}).as_object().unwrap().clone())
+        })
+        .await
+        .unwrap();
 
     let released = release::release(&store, &world.controls(), NOW + SECOND).await.unwrap();
 
@@ -633,7 +647,13 @@ fn no_event_is_lost_from_brake_to_release() {
     api.create_topics(&["clickstream-raw-topic", "empty-topic"]);
     for name in SUBSCRIPTIONS {
         let topic = if name == "clickstream-raw-sub" { "clickstream-raw-topic" } else { "empty-topic" };
-        api.create_push(&PushTo { name, topic, endpoint: format!("{endpoint}/"), backoff_millis: 100, dead_letter: None });
+        api.create_push(&PushTo {
+            name,
+            topic,
+            endpoint: format!("{endpoint}/"),
+            backoff_millis: 100,
+            dead_letter: None,
+        });
     }
     let mut published = BTreeSet::new();
     let mut publish = |count: usize| {

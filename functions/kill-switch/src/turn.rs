@@ -53,21 +53,27 @@ pub async fn act(action: Action, targets: &Targets, controls: &dyn Controls, sto
 
 /// Makes the subscriptions pull, all that can be. What they were is in the state before the first is changed.
 async fn brake(targets: &Targets, controls: &dyn Controls, store: &Store) -> Result<(), Fault> {
-    let found = join_all(targets.subscriptions.iter().map(|name| async move {
-        controls.push_settings(name).await.map(|settings| (name, settings))
-    }));
+    let found = join_all(
+        targets
+            .subscriptions
+            .iter()
+            .map(|name| async move { controls.push_settings(name).await.map(|settings| (name, settings)) }),
+    );
     let (found, mut faults) = apart(found.await);
     let pushing: Vec<_> = found.into_iter().filter(|(_, settings)| pushes(settings)).collect();
     let save = |state: &mut State| {
-        state.active.insert(Action::Brake);
         state.saved.extend(pushing.iter().map(|(name, settings)| ((*name).clone(), settings.clone())));
+        if !state.saved.is_empty() {
+            state.active.insert(Action::Brake);
+        }
     };
     store.update(save).await?;
     let none = PushSettings::new();
     let changed = join_all(pushing.iter().map(|(name, _)| controls.set_push_settings(name, &none))).await;
-    faults.extend(apart(changed).1);
+    let (changed, refused) = apart(changed);
+    faults.extend(refused);
     tracing::warn!(
-        subscriptions = pushing.len(),
+        subscriptions = changed.len(),
         "brake: subscriptions made pull; Pub/Sub keeps their events for up to 31 days, which costs $0.27 a GiB a month \
          after the first day (list price)"
     );
@@ -80,8 +86,8 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
         let mut policy = controls.policy(&publisher.topic).await?;
         let has_right = remove(&mut policy, &publisher.member);
         let save = |state: &mut State| {
-            state.active.insert(Action::Stop);
             if has_right {
+                state.active.insert(Action::Stop);
                 state.removed = Some(publisher.clone());
             }
         };

@@ -124,7 +124,9 @@ impl Rest {
                 Err(Failed { passes: false, error }) => return Err(error),
                 Err(failed) => failed,
             };
-            let Some(pause) = pauses.next().filter(|_| started.elapsed() < self.timeout) else { return Err(failed.error) };
+            let Some(pause) = pauses.next().filter(|_| started.elapsed() < self.timeout) else {
+                return Err(failed.error);
+            };
             tracing::warn!(reason = %failed.error, "call to be tried again");
             tokio::time::sleep(*pause).await;
         }

@@ -232,11 +232,8 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
     let place = bucket::open(&args.state.clone().unwrap_or_else(default), &settings).map_err(Failure::usage)?;
     let (store, now) = (Store::new(&place), Clock::system().now());
     let controls = Rest::new(&settings).map_err(Failure::usage)?;
-    let released = if args.dry_run {
-        releasing::look(&store).await
-    } else {
-        releasing::release(&store, &controls, now).await
-    };
+    let released =
+        if args.dry_run { releasing::look(&store).await } else { releasing::release(&store, &controls, now).await };
     let Released { before, subscriptions } = released.map_err(Failure::work)?;
     let (backlogs, backlog_unknown) = match controls.backlogs(&args.project, now).await {
         Ok(backlogs) => (backlogs, None),
@@ -247,8 +244,9 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
         let (messages, bytes) = (backlog.map(|backlog| backlog.messages), backlog.map(|backlog| backlog.bytes));
         release::Subscription { name, became: became.to_string(), messages, bytes }
     };
-    let link =
-        |(project, account): (String, String)| format!("gcloud billing projects link {project} --billing-account={account}");
+    let link = |(project, account): (String, String)| {
+        format!("gcloud billing projects link {project} --billing-account={account}")
+    };
     Ok(release::Report {
         state: store.name().to_string(),
         dry_run: args.dry_run,
