@@ -145,9 +145,10 @@ async fn answer(State(book): State<Arc<Mutex<Book>>>, method: Method, uri: Uri, 
         let body = serde_json::from_slice(&body).unwrap_or_default();
         let full = uri.path_and_query().map(ToString::to_string).unwrap_or_default();
         book.calls.push(Call { method: method.to_string(), path: full, body });
-        let fault = book.faults.iter_mut().find(|fault| {
-            fault.times > 0 && fault.method == method.as_str() && path.ends_with(&fault.path_end)
-        });
+        let fault = book
+            .faults
+            .iter_mut()
+            .find(|fault| fault.times > 0 && fault.method == method.as_str() && path.ends_with(&fault.path_end));
         let fault = fault.map(|fault| {
             fault.times -= 1;
             fault.answer
@@ -182,7 +183,9 @@ impl Book {
             if method == "PUT" {
                 *account = body["billingAccountName"].as_str().ok_or(400_u16)?.to_string();
             }
-            return Ok(json!({"projectId": project, "billingAccountName": account, "billingEnabled": !account.is_empty()}));
+            return Ok(
+                json!({"projectId": project, "billingAccountName": account, "billingEnabled": !account.is_empty()}),
+            );
         }
         if path.ends_with("/timeSeries") {
             let series = self.backlogs.iter().map(|(name, messages)| {
@@ -207,7 +210,10 @@ impl Book {
                 if self.foreign_changes > 0 {
                     self.foreign_changes -= 1;
                     *etag += 1;
-                    bindings.as_array_mut().ok_or(500_u16)?.push(json!({"role": "roles/viewer", "members": [format!("user:{etag}@example.com")]}));
+                    bindings
+                        .as_array_mut()
+                        .ok_or(500_u16)?
+                        .push(json!({"role": "roles/viewer", "members": [format!("user:{etag}@example.com")]}));
                 }
                 Ok(answer)
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pipeline_tests::binary::{binary, text};
+use pipeline_tests::google_server::GoogleServer;
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use pipeline_tests::{NOW, built_in, parts};
 use serde_json::{Value, json};
@@ -158,4 +159,52 @@ fn history_lands_in_bigquery_and_what_it_left_is_loaded_again() {
     let again = clouds.dead_letters(&["replay", "--data-dir", &data]);
     assert_eq!((&again["letters"], &again["passing"]), (&json!(1), &json!(0)), "what passed is marked");
     assert_eq!(counts(), [21, 21, 47]);
+}
+
+#[test]
+fn a_release_tells_what_it_would_undo_undoes_it_and_tells_how_to_link_billing() {
+    let Some(moto) = parts::moto(false) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let google = runtime.block_on(GoogleServer::start());
+    let (subscription, topic) =
+        ("projects/p/subscriptions/clickstream-raw-sub", "projects/p/topics/clickstream-raw-topic");
+    google.set_push(subscription, json!({}));
+    google.set_bindings(topic, json!([]));
+    google.set_backlog("clickstream-raw-sub", 12);
+    let settings = json!({"pushEndpoint": "https://enricher.example.com/"});
+    let state = json!({
+        "version": 1, "active": ["brake", "stop", "detach"], "saved": {subscription: settings},
+        "removed": {"topic": topic, "member": "serviceAccount:publisher@p.iam.gserviceaccount.com"}, "detached": {"p": "0A-0B"},
+    });
+    let object = format!("{}/states/kill-switch/state.json", moto.url);
+    let client = reqwest::blocking::Client::new();
+    client.put(format!("{}/states", moto.url)).send().unwrap();
+    client.put(&object).body(state.to_string()).send().unwrap();
+    let release = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(["release", "--project", "p", "--state", "s3://states/kill-switch"]).args(arguments);
+        for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
+            command.env(endpoint, &google.url);
+        }
+        command.env("AWS_ENDPOINT_URL", &moto.url).env("AWS_REGION", "us-east-1");
+        let output = command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret").output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+
+    let told = release(&["--dry-run"]);
+    assert!(told.contains("clickstream-raw-sub would push again; 12 messages wait"), "{told}");
+    assert!(google.changes().is_empty());
+
+    let report: Value = serde_json::from_str(&release(&["--json"])).unwrap();
+
+    assert_eq!(report["in_force"], json!(["brake", "stop", "detach"]));
+    assert_eq!(report["subscriptions"][0]["became"], "restored");
+    assert_eq!(report["to_link"], json!(["gcloud billing projects link p --billing-account=0A-0B"]));
+    assert_eq!(google.push(subscription), settings);
+    let members = json!(["serviceAccount:publisher@p.iam.gserviceaccount.com"]);
+    assert_eq!(google.bindings(topic), json!([{"role": "roles/pubsub.publisher", "members": members}]));
+    let left: Value = client.get(&object).send().unwrap().json().unwrap();
+    assert_eq!((&left["active"], &left["saved"]), (&json!([]), &json!({})));
+    assert!(release(&[]).starts_with("nothing is in force (s3://states/kill-switch/state.json)"));
 }

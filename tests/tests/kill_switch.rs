@@ -1,7 +1,7 @@
 //! The kill-switch: budget notices in; brake, stop and detach out, before a server that records them.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -278,6 +278,7 @@ async fn a_notice_that_crosses_all_does_all_in_order_and_saves_what_it_changes()
     assert_eq!(world.google.push(&subscription("budget-sub")), push_settings("budget-sub"), "never the budget's");
     assert_eq!(world.google.bindings(TOPIC), bindings(&["serviceAccount:other@p.iam.gserviceaccount.com"]));
     assert_eq!(world.google.account("p"), "");
+    assert_eq!(state.detached, BTreeMap::from([("p".to_string(), ACCOUNT.to_string())]));
     assert_eq!((state.claim, state.due()), (None, vec![]));
 }
 
@@ -354,7 +355,10 @@ async fn a_forged_or_unusable_notice_is_settled_counted_and_does_nothing() {
     ];
     for (reason, notice) in &forged {
         assert_eq!(instance.push(notice).await, 204, "{reason}");
-        assert!(instance.metrics().await.contains(&format!("contextflow_refused_total{{reason=\"{reason}\"}}")), "{reason}");
+        assert!(
+            instance.metrics().await.contains(&format!("contextflow_refused_total{{reason=\"{reason}\"}}")),
+            "{reason}"
+        );
     }
     assert_eq!(post_json(&instance.router, "/", "{}").await.status, StatusCode::NO_CONTENT);
     assert!(world.google.calls().is_empty(), "{:?}", world.google.calls());
@@ -439,7 +443,10 @@ async fn a_project_of_another_account_is_left_alone() {
     world.google.set_account("p", "billingAccounts/FFFFFF-FFFFFF-FFFFFF");
     world.google.set_account("q", &format!("billingAccounts/{ACCOUNT}"));
     assert_eq!(world.instance_with(&[("PROJECTS", "p,q")]).push(&Notice::of(125.0)).await, 204);
-    assert_eq!((world.google.account("p").as_str(), world.google.account("q")), ("billingAccounts/FFFFFF-FFFFFF-FFFFFF", String::new()));
+    assert_eq!(
+        (world.google.account("p").as_str(), world.google.account("q")),
+        ("billingAccounts/FFFFFF-FFFFFF-FFFFFF", String::new())
+    );
 }
 
 #[tokio::test]
@@ -534,14 +541,15 @@ async fn two_instances_at_once_act_once_on_a_bucket() {
             .build()
             .unwrap();
         let path = Path::from(format!("round-{round}"));
-        two_at_once(&World::in_bucket(Location { store: Arc::new(store), path, uri: "s3://states".into() }).await).await;
+        two_at_once(&World::in_bucket(Location { store: Arc::new(store), path, uri: "s3://states".into() }).await)
+            .await;
     }
 }
 
 #[tokio::test]
 async fn a_state_that_is_not_understood_is_left_as_it_is_and_nothing_is_done() {
     use object_store::ObjectStoreExt as _;
-    for text in ["{\"version\": 2, \"active\": []}", "{\"version\": 1}", "not JSON"] {
+    for text in ["{\"version\": 2, \"active\": []}", "{\"version\": 1, \"active\": [\"halt\"]}", "{}", "not JSON"] {
         let world = World::start().await;
         let path = world.place.path.clone().join("state.json");
         world.place.store.put(&path, text.into()).await.unwrap();
@@ -598,7 +606,14 @@ async fn a_release_waits_for_the_kill_switch_and_leaves_what_pushes_or_is_gone()
     store.update(|state| state.claim = claim(NOW + SECOND)).await.unwrap();
     let busy = release::release(&store, &world.controls(), NOW).await.unwrap_err();
     assert!(matches!(busy, ReleaseError::Busy(_)), "{busy}");
-    store.update(|state| state.saved.insert(subscription("gone-sub"), json!({"pushEndpoint": "https://x"}).as_object().unwrap().clone())).await.unwrap();
+    store
+        .update(|state| {
+            state
+                .saved
+                .insert(subscription("gone-sub"), json!({"pushEndpoint": "https://x"}).as_object().unwrap().clone())
+        })
+        .await
+        .unwrap();
 
     let released = release::release(&store, &world.controls(), NOW + SECOND).await.unwrap();
 
@@ -632,7 +647,13 @@ fn no_event_is_lost_from_brake_to_release() {
     api.create_topics(&["clickstream-raw-topic", "empty-topic"]);
     for name in SUBSCRIPTIONS {
         let topic = if name == "clickstream-raw-sub" { "clickstream-raw-topic" } else { "empty-topic" };
-        api.create_push(&PushTo { name, topic, endpoint: format!("{endpoint}/"), backoff_millis: 100, dead_letter: None });
+        api.create_push(&PushTo {
+            name,
+            topic,
+            endpoint: format!("{endpoint}/"),
+            backoff_millis: 100,
+            dead_letter: None,
+        });
     }
     let mut published = BTreeSet::new();
     let mut publish = |count: usize| {

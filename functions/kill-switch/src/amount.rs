@@ -101,7 +101,9 @@ mod tests {
     fn a_limit_names_its_currency() {
         assert_eq!(limit("100 USD"), Ok((amount(100.0), "USD".into())));
         assert_eq!(limit(" 0.5  EUR "), Ok((amount(0.5), "EUR".into())));
-        for wrong in ["", "100", "USD", "100USD", "100 usd", "100 DOLLAR", "0 USD", "-1 USD", "NaN USD", "inf USD", "1e300 USD"] {
+        for wrong in
+            ["", "100", "USD", "100USD", "100 usd", "100 DOLLAR", "0 USD", "-1 USD", "NaN USD", "inf USD", "1e300 USD"]
+        {
             assert!(limit(wrong).unwrap_err().contains("`100 USD`"), "{wrong}");
         }
     }

@@ -11,8 +11,8 @@ use crate::policy::Limits;
 use crate::state::{Grant, Mode};
 use crate::turn::Targets;
 
-/// The pipeline's subscriptions.
-const SUBSCRIPTIONS: &str =
+/// The pipeline's subscriptions, in the order of the flow.
+pub const SUBSCRIPTIONS: &str =
     "clickstream-raw-sub,clickstream-enriched-sub,clickstream-archive-sub,clickstream-dead-letter-sub";
 /// Longer than Pub/Sub tries to deliver a notice before it gives up, 100 times with pauses of up to 10 minutes.
 const MAX_NOTICE_AGE: Duration = Duration::from_hours(24);
@@ -87,7 +87,8 @@ fn limits(settings: &Settings) -> Result<(Limits, String), SettingError> {
     };
     let ((month, currency), (day, other)) = (read("MONTHLY_LIMIT")?, read("DAILY_LIMIT")?);
     if currency != other {
-        let reason = format!("{other}, and MONTHLY_LIMIT is in {currency}; give both in the billing account's currency");
+        let reason =
+            format!("{other}, and MONTHLY_LIMIT is in {currency}; give both in the billing account's currency");
         return Err(fault("DAILY_LIMIT", reason));
     }
     let share = |name: &str, default: u32, at_least: u32| {
@@ -112,7 +113,10 @@ fn projects(settings: &Settings) -> Result<Vec<String>, SettingError> {
         return Err(fault(name, format!("`{wrong}`: give ids of projects, separated by commas")));
     }
     let Some(at) = projects.iter().position(|project| project == own) else {
-        return Err(fault(name, format!("{own} (GOOGLE_CLOUD_PROJECT) is not on the list, so nothing would be stopped")));
+        return Err(fault(
+            name,
+            format!("{own} (GOOGLE_CLOUD_PROJECT) is not on the list, so nothing would be stopped"),
+        ));
     };
     let own = projects.remove(at);
     projects.push(own);
@@ -142,7 +146,8 @@ fn subscriptions(settings: &Settings) -> Result<Vec<String>, SettingError> {
 }
 
 fn publisher(settings: &Settings) -> Result<Grant, SettingError> {
-    let (name, form) = ("PUBLISHER_MEMBER", "the IAM member that publishes, `serviceAccount:NAME@PROJECT.iam.gserviceaccount.com`");
+    let (name, form) =
+        ("PUBLISHER_MEMBER", "the IAM member that publishes, `serviceAccount:NAME@PROJECT.iam.gserviceaccount.com`");
     let member = settings.required(name, form)?;
     let is_member = ["serviceAccount:", "principal://", "principalSet://"]
         .iter()
@@ -187,7 +192,9 @@ pub mod cloud {
         let name = "STATE_URI";
         let uri = settings.required(name, "where the state lies, gs://bucket/prefix")?;
         if bucket::local(uri).is_some() {
-            return Err(fault(name, format!("{uri}: a folder replaces no object on condition; give gs:// or s3://")).into());
+            return Err(
+                fault(name, format!("{uri}: a folder replaces no object on condition; give gs:// or s3://")).into()
+            );
         }
         let place = bucket::open(uri, settings).map_err(|error| fault(name, error))?;
         Ok(Deps {

@@ -74,6 +74,14 @@ impl KillSwitch {
         Self { deps, config }
     }
 
+    /// Writes down how the switch is set, so that `contextflow status` can tell before the first notice comes.
+    pub async fn announce(&self) {
+        let mode = self.config.mode;
+        if let Err(error) = self.deps.store.update(|state| state.mode = Some(mode)).await {
+            tracing::warn!(%error, "how the switch is set cannot be written down yet");
+        }
+    }
+
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.deps.metrics

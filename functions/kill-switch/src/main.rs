@@ -25,6 +25,7 @@ async fn wire(settings: Settings) -> Result<(), Failure> {
         tracing::warn!("MODE=dry-run: what would be stopped is logged, and nothing is stopped");
     }
     let switch = Arc::new(KillSwitch::new(cloud::deps(&settings)?, config));
+    switch.announce().await;
     serve::run(&settings, router(Arc::clone(&switch)), || ()).await?;
     switch.metrics().report();
     Ok(())

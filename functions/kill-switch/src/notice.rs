@@ -213,10 +213,17 @@ mod tests {
             day: "2026-11-27".into(),
         };
         assert_eq!(read, expected);
-        assert_eq!(read_with("/data/budgetAmount", json!(1)).unwrap(), expected, "the amount in the message is not used");
+        assert_eq!(
+            read_with("/data/budgetAmount", json!(1)).unwrap(),
+            expected,
+            "the amount in the message is not used"
+        );
         assert_eq!(read_with("/data/forecastThresholdExceeded", json!("x")).unwrap(), expected);
         assert_eq!(read_with("/data/costAmount", json!(0)).unwrap().cost, Amount::ZERO, "so a month begins");
-        assert!(read_with("/message/publishTime", json!("2026-11-26T12:00:00Z")).is_ok(), "exactly as old as it may be");
+        assert!(
+            read_with("/message/publishTime", json!("2026-11-26T12:00:00Z")).is_ok(),
+            "exactly as old as it may be"
+        );
     }
 
     #[test]
@@ -258,7 +265,13 @@ mod tests {
         }
         assert_eq!(read_text(notice(), "not JSON"), Err(Refused::BadNotice));
         let (checks, days) = (
-            Checks { projects: vec![], billing_account: String::new(), budget: String::new(), currency: String::new(), max_age: 1 },
+            Checks {
+                projects: vec![],
+                billing_account: String::new(),
+                budget: String::new(),
+                currency: String::new(),
+                max_age: 1,
+            },
             BillingDays::new().unwrap(),
         );
         assert_eq!(read(b"{}", &checks, &days, 0), Err(Refused::BadEnvelope));

@@ -7,8 +7,8 @@
 //!
 //! An action is called for at most once an interval. A notice of an older interval is refused. One that was published
 //! before the newest calls for nothing; where it is of a day before, its sum still tells what was spent by midnight. A
-//! lower sum (a credit) calls for nothing that a higher one has not, and undoes nothing. So the order in which notices
-//! come, and how often, does not matter.
+//! lower sum (a credit) calls for nothing that a higher one has not, and undoes nothing. Sums grow with their times, credits
+//! aside; so the order in which notices come, and how often, does not matter.
 //!
 //! In a dry run what is called for is noted as rehearsed, which keeps nothing from being done once the switch is armed.
 
@@ -175,7 +175,10 @@ mod tests {
         assert_eq!(switch.baseline().to_string(), "25.99");
         assert_eq!(switch.november("2026-11-21T09:00:00Z", 41.99), [(Action::Brake, Kind::Day)]);
         assert_eq!(switch.november("2026-11-22T09:00:00Z", 57.99), [], "brake is done once an interval");
-        assert_eq!(switch.november("2026-11-22T10:00:00Z", 65.99), [(Action::Stop, Kind::Day), (Action::Detach, Kind::Day)]);
+        assert_eq!(
+            switch.november("2026-11-22T10:00:00Z", 65.99),
+            [(Action::Stop, Kind::Day), (Action::Detach, Kind::Day)]
+        );
     }
 
     /// The day on which the clocks go back has 25 hours, the one on which they go forward 23.
@@ -241,8 +244,11 @@ mod tests {
     /// Every order of notices whose sums grow with their times comes to the same.
     #[test]
     fn the_order_of_notices_does_not_matter_for_the_month() {
-        let notices: Vec<(Micros, f64)> =
-            [20.0, 60.0, 85.0, 101.0, 130.0].iter().enumerate().map(|(at, cost)| (Micros::try_from(at).unwrap(), *cost)).collect();
+        let notices: Vec<(Micros, f64)> = [20.0, 60.0, 85.0, 101.0, 130.0]
+            .iter()
+            .enumerate()
+            .map(|(at, cost)| (Micros::try_from(at).unwrap(), *cost))
+            .collect();
         let begin = timestamp("2026-11-10T12:00:00Z").unwrap();
         for order in orders(notices.len()) {
             let mut state = State::default();

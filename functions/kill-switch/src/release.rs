@@ -1,6 +1,7 @@
 //! Undoes *brake* and *stop*, by the hand of an operator. *detach* cannot be undone from here.
 
-use serde::Serialize;
+use std::fmt;
+
 use shared::clock::{Micros, SECOND};
 use shared::decode::time::timestamp_text;
 use uuid::Uuid;
@@ -28,8 +29,7 @@ pub enum ReleaseError {
 }
 
 /// What became of a subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscription {
     /// It pushes as before the brake.
     Restored,
@@ -39,6 +39,17 @@ pub enum Subscription {
     Gone,
     /// It would be restored.
     Braked,
+}
+
+impl fmt::Display for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Restored => "restored",
+            Self::Pushing => "pushing",
+            Self::Gone => "gone",
+            Self::Braked => "braked",
+        })
+    }
 }
 
 /// What was undone; in a dry run, what would be.
@@ -102,6 +113,7 @@ pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Res
     let end = |state: &mut State| {
         state.unclaim(&me);
         state.active.remove(&Action::Detach);
+        state.detached.clear();
         if state.saved.is_empty() {
             state.active.remove(&Action::Brake);
         }

@@ -174,12 +174,13 @@ pub struct Claim {
 
 /// The state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
     /// [`VERSION`].
     pub version: u32,
     /// The actions in force, wholly or in part. They stay so over the end of an interval, until they are released.
     pub active: BTreeSet<Action>,
-    /// As the switch was set at the newest notice.
+    /// As the switch was set when it last started or heard a notice.
     pub mode: Option<Mode>,
     /// None before the first notice.
     pub interval: Option<Interval>,
@@ -187,6 +188,8 @@ pub struct State {
     pub saved: BTreeMap<String, PushSettings>,
     /// What *stop* has taken away.
     pub removed: Option<Grant>,
+    /// The projects that *detach* has taken from their billing account, with the account's id.
+    pub detached: BTreeMap<String, String>,
     /// Who is at work.
     pub claim: Option<Claim>,
 }
@@ -200,6 +203,7 @@ impl Default for State {
             interval: None,
             saved: BTreeMap::new(),
             removed: None,
+            detached: BTreeMap::new(),
             claim: None,
         }
     }

@@ -1,6 +1,8 @@
 //! How each action is done, and undone, by the controls. Each looks first, so that one that was broken off is continued and
 //! one that is done changes nothing.
 
+use std::fmt::Display;
+
 use futures::future::join_all;
 use serde_json::{Value, json};
 
@@ -51,21 +53,27 @@ pub async fn act(action: Action, targets: &Targets, controls: &dyn Controls, sto
 
 /// Makes the subscriptions pull, all that can be. What they were is in the state before the first is changed.
 async fn brake(targets: &Targets, controls: &dyn Controls, store: &Store) -> Result<(), Fault> {
-    let found = join_all(targets.subscriptions.iter().map(|name| async move {
-        controls.push_settings(name).await.map(|settings| (name, settings))
-    }));
+    let found = join_all(
+        targets
+            .subscriptions
+            .iter()
+            .map(|name| async move { controls.push_settings(name).await.map(|settings| (name, settings)) }),
+    );
     let (found, mut faults) = apart(found.await);
     let pushing: Vec<_> = found.into_iter().filter(|(_, settings)| pushes(settings)).collect();
     let save = |state: &mut State| {
-        state.active.insert(Action::Brake);
         state.saved.extend(pushing.iter().map(|(name, settings)| ((*name).clone(), settings.clone())));
+        if !state.saved.is_empty() {
+            state.active.insert(Action::Brake);
+        }
     };
     store.update(save).await?;
     let none = PushSettings::new();
     let changed = join_all(pushing.iter().map(|(name, _)| controls.set_push_settings(name, &none))).await;
-    faults.extend(apart(changed).1);
+    let (changed, refused) = apart(changed);
+    faults.extend(refused);
     tracing::warn!(
-        subscriptions = pushing.len(),
+        subscriptions = changed.len(),
         "brake: subscriptions made pull; Pub/Sub keeps their events for up to 31 days, which costs $0.27 a GiB a month \
          after the first day (list price)"
     );
@@ -78,8 +86,8 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
         let mut policy = controls.policy(&publisher.topic).await?;
         let has_right = remove(&mut policy, &publisher.member);
         let save = |state: &mut State| {
-            state.active.insert(Action::Stop);
             if has_right {
+                state.active.insert(Action::Stop);
                 state.removed = Some(publisher.clone());
             }
         };
@@ -102,20 +110,24 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
 
 /// Takes the billing account away from every project that has it.
 async fn detach(targets: &Targets, controls: &dyn Controls, store: &Store) -> Result<(), Fault> {
-    store.update(|state| state.active.insert(Action::Detach)).await?;
     let account = format!("billingAccounts/{}", targets.billing_account);
     let mut faults = Vec::new();
     for project in &targets.projects {
         let done = async {
             let found = controls.billing_account(project).await?;
             if found == account {
+                let save = |state: &mut State| {
+                    state.active.insert(Action::Detach);
+                    state.detached.insert(project.clone(), targets.billing_account.clone());
+                };
+                store.update(save).await?;
                 controls.detach(project).await?;
                 tracing::error!(severity = "CRITICAL", project, "detach: the project has no billing account any more");
             } else {
                 let why = if found.is_empty() { "it has no billing account" } else { "it has another billing account" };
                 tracing::warn!(project, why, "detach: the project is left as it is");
             }
-            Ok::<(), ControlError>(())
+            Ok::<(), Fault>(())
         };
         faults.extend(done.await.err());
     }
@@ -138,7 +150,7 @@ pub(crate) async fn grant(grant: &Grant, controls: &dyn Controls) -> Result<(), 
 }
 
 /// Whether a subscription with these settings pushes.
-pub(crate) fn pushes(settings: &PushSettings) -> bool {
+pub fn pushes(settings: &PushSettings) -> bool {
     settings.get("pushEndpoint").and_then(Value::as_str).is_some_and(|endpoint| !endpoint.is_empty())
 }
 
@@ -187,7 +199,7 @@ fn apart<T>(results: Vec<Result<T, ControlError>>) -> (Vec<T>, Vec<ControlError>
     (done, faults)
 }
 
-fn all(faults: &[ControlError]) -> Result<(), Fault> {
+fn all(faults: &[impl Display]) -> Result<(), Fault> {
     if faults.is_empty() {
         return Ok(());
     }

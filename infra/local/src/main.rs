@@ -11,7 +11,7 @@ mod status;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{backfill, enrich, generate, query, schema};
+use commands::{backfill, enrich, generate, query, release, schema};
 use error::Failure;
 
 /// Clickstream from a button to a table: run the pipeline, feed it, ask it.
@@ -45,6 +45,12 @@ enum Command {
     Status(Box<commands::status::Args>),
     /// What a month costs on the clouds, line by line
     Cost(commands::cost::Args),
+    /// Undo what the kill-switch has done: subscriptions push again, the publisher may publish again
+    ///
+    /// What it has done in this interval of the budget it does not do again in it; what it has not done yet comes at its
+    /// own share of the limit. A project whose billing was taken away is linked by hand: the command is printed. Run this
+    /// before you link it, so that it is not taken away once more.
+    Release(release::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +89,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Query(args) => on_runtime(query::run(args)),
         Command::DeadLetters(args) => on_runtime(commands::dead_letters::run(args)),
         Command::Schema(args) => on_runtime(async move { schema::run(&args).await }),
+        Command::Release(args) => on_runtime(release::run(args)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! How a pipeline is, at a glance: what waits, what landed last, what could not be used, what stops the spending.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::clock::{DAY, Micros, SECOND};
@@ -22,6 +24,8 @@ pub struct Status {
     pub tables: Vec<Rows>,
     /// Those of the last 24 hours that were not replayed, by stage and reason.
     pub dead_letters: Vec<Group>,
+    /// Requests that the services answered with 5xx in the last hour; none where nothing counts them.
+    pub server_errors: Option<BTreeMap<String, u64>>,
     /// What stops the spending, in words.
     pub kill_switch: String,
     /// What could not be found out, and why.
@@ -66,6 +70,7 @@ impl Status {
             subscriptions: Vec::new(),
             tables: tables.collect::<Result<_, _>>()?,
             dead_letters: groups(source, &selection, false).await?,
+            server_errors: None,
             kill_switch: String::new(),
             unknown: Vec::new(),
         })
@@ -94,6 +99,11 @@ impl Status {
                 println!("{name:36} {:>10}  {}", group.letters, age(Some(&group.last_seen), now));
             }
             println!("see them with `contextflow dead-letters list`");
+        }
+        if let Some(errors) = &self.server_errors {
+            let counts: Vec<_> = errors.iter().map(|(service, count)| format!("{service} {count}")).collect();
+            let counts = if counts.is_empty() { "none".to_string() } else { counts.join(", ") };
+            println!("\nanswers with 5xx in 1 hour: {counts}");
         }
         println!("\nkill-switch: {}", self.kill_switch);
         for unknown in &self.unknown {

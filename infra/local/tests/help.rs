@@ -7,7 +7,7 @@ use std::process::Command;
 fn every_command_is_in_the_help() {
     let output = Command::new(env!("CARGO_BIN_EXE_contextflow")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["dev", "generate", "enrich", "query", "schema", "status", "cost"] {
+    for command in ["dev", "generate", "enrich", "query", "schema", "status", "cost", "release"] {
         assert!(help.contains(&format!("\n  {command}")), "{command} is missing:\n{help}");
     }
 }
@@ -15,9 +15,10 @@ fn every_command_is_in_the_help() {
 #[cfg(not(feature = "cloud"))]
 #[test]
 fn what_needs_the_clouds_says_how_to_get_them() {
-    let commands: [&[&str]; 5] = [
+    let commands: [&[&str]; 6] = [
         &["schema", "diff"],
         &["schema", "apply", "--dry-run"],
+        &["release", "--project", "project"],
         &["query", "--warehouse", "bigquery", "SELECT 1"],
         &["status", "--warehouse", "bigquery"],
         &["generate", "--to", "pubsub://project/topic", "--count", "1"],

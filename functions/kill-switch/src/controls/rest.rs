@@ -22,6 +22,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// How far back a backlog is looked for: Monitoring samples once a minute and shows it minutes later.
 const SAMPLED_WITHIN: Micros = 600 * SECOND;
+/// How far back failed requests are counted.
+const HOUR: Micros = 3_600 * SECOND;
 /// How much of a service's own words is told.
 const MAX_WORDS: usize = 300;
 
@@ -47,6 +49,8 @@ pub struct Backlog {
     pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Age of the oldest, in seconds.
+    pub oldest_seconds: u64,
 }
 
 impl Rest {
@@ -87,6 +91,7 @@ impl Rest {
         for (metric, value) in [
             ("num_undelivered_messages", (|backlog| &mut backlog.messages) as fn(&mut Backlog) -> &mut u64),
             ("backlog_bytes", |backlog| &mut backlog.bytes),
+            ("oldest_unacked_message_age", |backlog| &mut backlog.oldest_seconds),
         ] {
             let filter = format!(r#"metric.type = "pubsub.googleapis.com/subscription/{metric}""#);
             let query = [
@@ -108,6 +113,28 @@ impl Rest {
         Ok(backlogs)
     }
 
+    /// How many requests the services of a project answered with 5xx in the last hour; services without any are left out.
+    pub async fn server_errors(&self, project: &str, now: Micros) -> Result<BTreeMap<String, u64>, ControlError> {
+        let filter = r#"metric.type = "run.googleapis.com/request_count" AND metric.labels.response_code_class = "5xx""#;
+        let query = [
+            ("filter", filter),
+            ("interval.startTime", &timestamp_text(now - HOUR)),
+            ("interval.endTime", &timestamp_text(now)),
+            ("aggregation.alignmentPeriod", "3600s"),
+            ("aggregation.perSeriesAligner", "ALIGN_SUM"),
+            ("aggregation.crossSeriesReducer", "REDUCE_SUM"),
+            ("aggregation.groupByFields", "resource.labels.service_name"),
+        ];
+        let path = format!("v3/projects/{project}/timeSeries");
+        let answer = self.send(&self.monitoring, Method::GET, &path, &query, None).await?;
+        let count = |series: &Value| {
+            let name = series["resource"]["labels"]["service_name"].as_str()?;
+            let count: u64 = series["points"][0]["value"]["int64Value"].as_str()?.parse().ok()?;
+            (count > 0).then(|| (name.to_string(), count))
+        };
+        Ok(answer["timeSeries"].as_array().into_iter().flatten().filter_map(count).collect())
+    }
+
     /// Asks a service, a few times where there is hope.
     async fn send(
         &self,
@@ -124,7 +151,9 @@ impl Rest {
                 Err(Failed { passes: false, error }) => return Err(error),
                 Err(failed) => failed,
             };
-            let Some(pause) = pauses.next().filter(|_| started.elapsed() < self.timeout) else { return Err(failed.error) };
+            let Some(pause) = pauses.next().filter(|_| started.elapsed() < self.timeout) else {
+                return Err(failed.error);
+            };
             tracing::warn!(reason = %failed.error, "call to be tried again");
             tokio::time::sleep(*pause).await;
         }

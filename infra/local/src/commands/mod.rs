@@ -12,6 +12,7 @@ pub mod enrich;
 pub mod generate;
 mod parquet;
 pub mod query;
+pub mod release;
 pub mod schema;
 pub mod status;
 

@@ -32,6 +32,9 @@ pub struct Args {
     /// The local pipeline's address, where it runs
     #[arg(long, default_value = dev::ADDRESS, value_name = "URL")]
     at: String,
+    /// The deployed pipeline: where the kill-switch has its state (by default gs://PROJECT-contextflow/kill-switch)
+    #[arg(long, env = "STATE_URI", value_name = "URI")]
+    pub state: Option<String>,
     /// A folder of further schema files
     #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
     pub schemas: Option<PathBuf>,

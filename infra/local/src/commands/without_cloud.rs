@@ -8,7 +8,7 @@ use backfill::Deps;
 use shared::clock::Clock;
 use shared::publish::Publisher;
 
-use super::{Place, query, schema, status};
+use super::{Place, query, release, schema, status};
 use crate::dead_letters::Source;
 use crate::dead_letters::replay::Ways;
 use crate::error::Failure;
@@ -47,6 +47,11 @@ pub fn ways(_: Option<&str>, _: &Place, _: Deps) -> Ready<Result<Ways, Failure>>
 /// `contextflow status --warehouse bigquery`.
 pub fn status(_: &status::Args, _: &Clock) -> Ready<Result<Status, Failure>> {
     missing("`--warehouse bigquery` asks the deployed pipeline", "status --warehouse bigquery")
+}
+
+/// `contextflow release`.
+pub fn release(_: &release::Args) -> Ready<Result<release::Report, Failure>> {
+    missing("`release` undoes what the kill-switch has done on Google Cloud", "release --project PROJECT")
 }
 
 /// `contextflow generate --to pubsub://…`.

@@ -1,4 +1,7 @@
-//! The clouds from the command line: BigQuery and Pub/Sub.
+//! The clouds from the command line: BigQuery, Pub/Sub and the kill-switch.
+
+mod release;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +26,9 @@ use super::{Place, query, schema};
 use crate::dead_letters::Source;
 use crate::dead_letters::replay::{Topic, Ways};
 use crate::error::Failure;
+
+pub use release::release;
+pub use status::status;
 
 /// How long Pub/Sub's client gathers messages for one request.
 const GATHER: Duration = Duration::from_millis(10);

@@ -1,0 +1,51 @@
+//! `contextflow release`, and where the kill-switch has its state.
+
+use std::collections::BTreeMap;
+
+use kill_switch::controls::rest::Rest;
+use kill_switch::release::{self as releasing, Released};
+use kill_switch::store::Store;
+use shared::bucket;
+use shared::clock::Clock;
+use shared::settings::Settings;
+
+use crate::commands::release;
+use crate::error::Failure;
+
+/// `contextflow release`.
+pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
+    let settings = Settings::from_env();
+    let (store, now) = (state(args.state.as_deref(), &args.project, &settings)?, Clock::system().now());
+    let controls = Rest::new(&settings).map_err(Failure::usage)?;
+    let released =
+        if args.dry_run { releasing::look(&store).await } else { releasing::release(&store, &controls, now).await };
+    let Released { before, subscriptions } = released.map_err(Failure::work)?;
+    let (backlogs, backlog_unknown) = match controls.backlogs(&args.project, now).await {
+        Ok(backlogs) => (backlogs, None),
+        Err(error) => (BTreeMap::new(), Some(error.to_string())),
+    };
+    let subscription = |(name, became): (String, releasing::Subscription)| {
+        let backlog = backlogs.get(name.rsplit('/').next().unwrap_or_default());
+        let (messages, bytes) = (backlog.map(|backlog| backlog.messages), backlog.map(|backlog| backlog.bytes));
+        release::Subscription { name, became: became.to_string(), messages, bytes }
+    };
+    let link = |(project, account): (String, String)| {
+        format!("gcloud billing projects link {project} --billing-account={account}")
+    };
+    Ok(release::Report {
+        state: store.name().to_string(),
+        dry_run: args.dry_run,
+        in_force: before.active.iter().map(ToString::to_string).collect(),
+        subscriptions: subscriptions.into_iter().map(subscription).collect(),
+        backlog_unknown,
+        publisher: before.removed.map(|right| [right.member, right.topic]),
+        to_link: before.detached.into_iter().map(link).collect(),
+    })
+}
+
+/// The state at `uri`, or where `infra/deploy.sh` has it put.
+pub(super) fn state(uri: Option<&str>, project: &str, settings: &Settings) -> Result<Store, Failure> {
+    let default = format!("gs://{project}-contextflow/kill-switch");
+    let place = bucket::open(uri.unwrap_or(&default), settings).map_err(Failure::usage)?;
+    Ok(Store::new(&place))
+}
