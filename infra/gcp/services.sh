@@ -97,6 +97,11 @@ down() {
             change storage rm "$sources/services/$name/" --recursive
         fi
     done
+    there=$(look storage buckets describe "$sources" --format='value(name)')
+    if [ -n "$DRY_RUN" ] || [ -n "$there" ] && [ -z "$(look storage objects list "$sources/**" --limit=1 --format='value(name)')" ]; then
+        say "bucket $sources: remove it, as nothing else is in it"
+        change storage buckets delete "$sources"
+    fi
     access revoke
 }
 
