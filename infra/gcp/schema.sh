@@ -11,6 +11,7 @@ up() {
     local schema=(cargo run --quiet --features cloud -- schema) place=(--project "$GCP_PROJECT" --location "$BIGQUERY_LOCATION")
     [ -z "$BINARIES" ] || schema=("$BINARIES/contextflow" schema)
     cd "$ROOT"
+    [ -n "$BINARIES$DRY_RUN" ] || say "build contextflow; the first time that takes some minutes"
     # `diff` ends with 1 where something differs.
     if [ -z "$DRY_RUN" ] && "${schema[@]}" diff "${place[@]}" >/dev/null 2>&1; then
         unchanged "datasets, tables and views"

@@ -57,7 +57,7 @@ service() { # NAME FLAGS...
     shift
     set -- --service-account="$(account "$name")" --no-allow-unauthenticated --ingress=internal --cpu=1 --cpu-throttling --cpu-boost \
         --min-instances=0 --timeout=60 "$@"
-    deployed=$(printf '%s\n' "$track" "$@" "$(code "$name")" | digest)
+    deployed=$(printf '%s\n' "${track/alpha/beta}" "$@" "$(code "$name")" | digest)
     there=$(look run services describe "$name" --region="$GCP_REGION" --format='value(metadata.labels.deployed)')
     if [ "$there" = "$deployed" ]; then
         unchanged "service $name"
