@@ -30,13 +30,8 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$(dirname "$0")"
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. ./lib.sh
 # shellcheck source-path=SCRIPTDIR source=parts.sh
 . ./parts.sh
-# shellcheck source-path=SCRIPTDIR source=checks.sh
-. ./checks.sh
-
 case $only in
     all) steps=("${GCP[@]}" "${AWS[@]}" "${SITE[@]}") ;;
     gcp) steps=("${GCP[@]}") ;;
@@ -45,6 +40,10 @@ case $only in
     schema) steps=("${SCHEMA[@]}") ;;
     *) usage >&2 && exit 2 ;;
 esac
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. ./lib.sh
+# shellcheck source-path=SCRIPTDIR source=checks.sh
+. ./checks.sh
 
 check_settings
 if [ "$only" = all ] || [ "$only" = gcp ]; then

@@ -4,7 +4,7 @@
 
 GCP=(
     gcp/apis gcp/service-accounts gcp/roles gcp/identity-pool gcp/topics gcp/buckets gcp/schema gcp/datasets gcp/budget
-    gcp/services gcp/subscriptions gcp/backfill gcp/request-logs gcp/monitoring
+    gcp/images gcp/services gcp/subscriptions gcp/backfill gcp/request-logs gcp/monitoring
 )
 SCHEMA=(gcp/schema)
 AWS=(aws/role aws/log-group aws/lambda aws/http-api aws/cors aws/budget)

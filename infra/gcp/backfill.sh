@@ -10,21 +10,9 @@ cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=binaries.sh
 . ./binaries.sh
 
-REPOSITORY=(contextflow --location="$GCP_REGION")
-
 up() {
     local there deployed folder
     build backfill
-    there=$(look artifacts repositories describe "${REPOSITORY[@]}" --format='value(name)')
-    if [ -n "$there" ]; then
-        unchanged "repository contextflow"
-    else
-        say "repository contextflow, for images: make it"
-        change artifacts repositories create "${REPOSITORY[@]}" --repository-format=docker --labels=app=contextflow --format=none
-    fi
-    grant "$(member build)" roles/artifactregistry.writer "" artifacts repositories @ "${REPOSITORY[@]}"
-    grant "$(member build)" roles/logging.logWriter "" projects @ "$GCP_PROJECT"
-
     set -- --service-account="$(account backfill)" --cpu=1 --memory=1Gi --tasks=1 --max-retries=0 --task-timeout=24h \
         --set-env-vars="GOOGLE_CLOUD_PROJECT=$GCP_PROJECT,BIGQUERY_LOCATION=$BIGQUERY_LOCATION,ARCHIVE_URI=gs://$EVENTS_BUCKET/archive,DEAD_LETTERS_URI=gs://$OWN_BUCKET/backfill/dead-letters,STATE_URI=gs://$OWN_BUCKET/backfill/state"
     deployed=$(printf '%s\n' "$@" "$(code backfill)" | digest)
@@ -49,14 +37,6 @@ down() {
     else
         gone "job backfill"
     fi
-    there=$(look artifacts repositories describe "${REPOSITORY[@]}" --format='value(name)')
-    if [ -n "$there$DRY_RUN" ]; then
-        say "repository contextflow: remove it with its images"
-        change artifacts repositories delete "${REPOSITORY[@]}" --format=none
-    else
-        gone "repository contextflow"
-    fi
-    revoke "$(member build)" roles/logging.logWriter "" projects @ "$GCP_PROJECT"
 }
 
 "$1"

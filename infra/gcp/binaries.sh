@@ -16,7 +16,7 @@ build() { # NAME...
     for name in "$@"; do
         packages+=(--package "$name")
     done
-    (cd "$ROOT" && CHANGES='' run cargo lambda build --profile deploy --target "$TARGET.$GLIBC" "${packages[@]}" >&2)
+    (cd "$ROOT" && CHANGES='' run cargo lambda build --profile deploy --lambda-dir target/lambda --target "$TARGET.$GLIBC" "${packages[@]}" >&2)
     for name in "$@"; do
         CHANGES='' run install -D -m 755 "$ROOT/target/lambda/$name/bootstrap" "$ROOT/target/cloud-run/$name"
     done

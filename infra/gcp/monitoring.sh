@@ -105,15 +105,15 @@ alert() { # FILE
 
 down() {
     local name known file
-    for name in $(policies | cut -d '|' -f 1); do
+    for name in ${DRY_RUN:+ALERT} $(policies | cut -d '|' -f 1); do
         say "alert ${name##*/}: remove it"
         change alpha monitoring policies delete "$name"
     done
-    for name in $(dashboards | cut -d '|' -f 1); do
+    for name in ${DRY_RUN:+DASHBOARD} $(dashboards | cut -d '|' -f 1); do
         say "dashboard: remove it"
         change monitoring dashboards delete "$name"
     done
-    for name in $(channels | cut -d '|' -f 1); do
+    for name in ${DRY_RUN:+CHANNEL} $(channels | cut -d '|' -f 1); do
         say "notification channel: remove it"
         change beta monitoring channels delete "$name"
     done

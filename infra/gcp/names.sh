@@ -78,7 +78,7 @@ split_resource() { # RESOURCE...: sets group, and named (the name and its flags)
 # `grant MEMBER ROLE CONDITION GROUP... @ NAME [FLAGS]`, for example
 # `grant "$(member push)" roles/run.invoker "" run services @ enricher --region=R`: gives the role unless it is given.
 grant() {
-    local member=$1 role=$2 condition=$3 group named there title=()
+    local member=$1 role=$2 condition=$3 group named there flag
     shift 3
     split_resource "$@"
     there=$(held "$member" "$role" "$condition")
@@ -87,13 +87,13 @@ grant() {
         return
     fi
     say "${named[0]}: give $role to ${member#*:}"
-    title "$condition"
-    change_patiently "${group[@]}" add-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${title[@]}" --format=none
+    only_if "$condition"
+    change_patiently "${group[@]}" add-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${flag[@]}" --format=none
 }
 
 # The opposite.
 revoke() {
-    local member=$1 role=$2 condition=$3 group named there title=()
+    local member=$1 role=$2 condition=$3 group named there flag
     shift 3
     split_resource "$@"
     there=$(held "$member" "$role" "$condition")
@@ -102,16 +102,17 @@ revoke() {
         return
     fi
     say "${named[0]}: take $role from ${member#*:}"
-    title "$condition"
-    change "${group[@]}" remove-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${title[@]}" --format=none
+    only_if "$condition"
+    change "${group[@]}" remove-iam-policy-binding "${named[@]}" --member="$member" --role="$role" "${flag[@]}" --format=none
 }
 
-# `title`: the condition as gcloud takes it. A project's policy may have conditions, and then gcloud asks for the word None.
-title() { # CONDITION
+# Sets `flag`, the condition as gcloud takes it. A project's policy may have conditions, and then gcloud asks for the word None.
+only_if() { # CONDITION
+    flag=()
     if [ -n "$1" ]; then
-        title=("--condition=^;^title=contextflow;expression=$1")
+        flag=("--condition=^;^title=contextflow;expression=$1")
     elif [ "${group[0]}" = projects ]; then
-        title=(--condition=None)
+        flag=(--condition=None)
     fi
 }
 
@@ -145,7 +146,12 @@ budget_id() {
 # What the schemas name, by their files: `tables DATASET`, and the views over them.
 datasets() { sed -n 's/.*"dataset": "\([a-z_]*\)".*/\1/p' "$ROOT"/shared/schemas/*.json | sort -u; }
 
-streamed_datasets() { grep -L '"ingest": "batch"' "$ROOT"/shared/schemas/*.json | xargs sed -n 's/.*"dataset": "\([a-z_]*\)".*/\1/p' | sort -u; }
+streamed_datasets() {
+    local file
+    for file in "$ROOT"/shared/schemas/*.json; do
+        grep -q '"ingest": "batch"' "$file" || sed -n 's/.*"dataset": "\([a-z_]*\)".*/\1/p' "$file"
+    done | sort -u
+}
 
 tables() { tr -d '\n' <<<"$(cat "$ROOT"/shared/schemas/*.json)" | grep -oE "\"dataset\": \"$1\", *\"name\": \"[a-z_]+\"" | sed 's/.*"\([a-z_]*\)"$/\1/' | sort; }
 

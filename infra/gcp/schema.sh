@@ -11,6 +11,7 @@ up() {
     local schema=(cargo run --quiet --features cloud -- schema) place=(--project "$GCP_PROJECT" --location "$BIGQUERY_LOCATION")
     [ -z "$BINARIES" ] || schema=("$BINARIES/contextflow" schema)
     cd "$ROOT"
+    [ -n "$BINARIES$DRY_RUN" ] || say "build contextflow; the first time that takes some minutes"
     # `diff` ends with 1 where something differs.
     if [ -z "$DRY_RUN" ] && "${schema[@]}" diff "${place[@]}" >/dev/null 2>&1; then
         unchanged "datasets, tables and views"
@@ -22,32 +23,35 @@ up() {
 
 # Removes tables and views by their names, and a dataset only if nothing else is in it.
 down() {
-    local dataset known name there
+    local dataset known name
     if [ -z "$DELETE_DATA" ]; then
         say "tables and views stay (--delete-data removes them)"
         return
     fi
     for dataset in $(datasets); do
-        there=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --datasets --max_results=10000)
-        if [ -z "$DRY_RUN" ] && ! grep -qxF "$dataset" <<<"$there"; then
+        if [ -z "$DRY_RUN" ] && ! listed datasetId ls --datasets | grep -qxF "$dataset"; then
             gone "dataset $dataset"
             continue
         fi
         say "dataset $dataset: remove what is ours"
-        known=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --max_results=10000 "$dataset" | cut -d , -f 1)
+        known=$(listed tableId ls "$dataset")
         # Views first.
         for name in $(views "$dataset") $(tables "$dataset"); do
             if [ -n "$DRY_RUN" ] || grep -qxF "$name" <<<"$known"; then
                 run bq --project_id="$GCP_PROJECT" rm --force --table "$GCP_PROJECT:$dataset.$name"
             fi
         done
-        known=$(ask bq --project_id="$GCP_PROJECT" --format=csv ls --max_results=10000 "$dataset" | sed 1d | cut -d , -f 1)
+        known=$(listed tableId ls "$dataset")
         if [ -n "$known" ]; then
             say "dataset $dataset stays: it holds what is not ours: ${known//$'\n'/ }"
         else
             run bq --project_id="$GCP_PROJECT" rm --force --dataset "$GCP_PROJECT:$dataset"
         fi
     done
+}
+
+listed() { # FIELD COMMAND...
+    ask bq --project_id="$GCP_PROJECT" --format=json --quiet "$2" --max_results=100000 "${@:3}" | grep -o "\"$1\":\"[^\"]*\"" | cut -d '"' -f 4 | sort -u || true
 }
 
 "$1"

@@ -57,7 +57,7 @@ service() { # NAME FLAGS...
     shift
     set -- --service-account="$(account "$name")" --no-allow-unauthenticated --ingress=internal --cpu=1 --cpu-throttling --cpu-boost \
         --min-instances=0 --timeout=60 "$@"
-    deployed=$(printf '%s\n' "$track" "$@" "$(code "$name")" | digest)
+    deployed=$(printf '%s\n' "${track/alpha/beta}" "$@" "$(code "$name")" | digest)
     there=$(look run services describe "$name" --region="$GCP_REGION" --format='value(metadata.labels.deployed)')
     if [ "$there" = "$deployed" ]; then
         unchanged "service $name"
@@ -97,6 +97,11 @@ down() {
             change storage rm "$sources/services/$name/" --recursive
         fi
     done
+    there=$(look storage buckets describe "$sources" --format='value(name)')
+    if [ -n "$DRY_RUN" ] || [ -n "$there" ] && [ -z "$(look storage objects list "$sources/**" --limit=1 --format='value(name)')" ]; then
+        say "bucket $sources: remove it, as nothing else is in it"
+        change storage buckets delete "$sources"
+    fi
     access revoke
 }
 

@@ -53,7 +53,7 @@ subscription() { # NAME TOPIC SERVICE PATH
         expirationPolicy.ttl,
         deadLetterPolicy.deadLetterTopic,
         deadLetterPolicy.maxDeliveryAttempts)')
-    if [ "${there/|2678400s||/|2678400s||}" = "$wanted" ]; then
+    if [ "$there" = "$wanted" ]; then
         unchanged "subscription $1"
     elif [ -z "$there" ]; then
         say "subscription $1: make it, pushing to $3$4"
