@@ -29,4 +29,4 @@ if [ "$1" != gcp ] && [ "$1" != schema ]; then
     [ -z "$site" ] || say "site: $site"
 fi
 say
-say "next: GOOGLE_CLOUD_PROJECT=$GCP_PROJECT ${BINARIES:+$BINARIES/}contextflow status"
+say "next: GOOGLE_CLOUD_PROJECT=$GCP_PROJECT ${BINARIES:+$BINARIES/}contextflow status --warehouse bigquery"

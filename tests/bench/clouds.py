@@ -131,8 +131,8 @@ def main():
                 distinct = int(bigquery.query(f"SELECT COUNT(DISTINCT event_id) AS n FROM `{PROJECT}.{TABLE}`")[0]["n"])
             landed = {row["event_id"] for row in bigquery.query(f"SELECT DISTINCT event_id FROM `{PROJECT}.{TABLE}`")}
             figures = bigquery.query(
-                "SELECT COUNT(*) AS row_count, APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(50)] AS p50_ms, "
-                f"APPROX_QUANTILES(TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND), 100)[OFFSET(99)] AS p99_ms FROM `{PROJECT}.{TABLE}`")[0]
+                "SELECT COUNT(*) OVER () AS row_count, PERCENTILE_DISC(millis, 0.5) OVER () AS p50_ms, PERCENTILE_DISC(millis, 0.99) OVER () AS p99_ms "
+                f"FROM (SELECT TIMESTAMP_DIFF(loaded_at, received_at, MILLISECOND) AS millis FROM `{PROJECT}.{TABLE}`) LIMIT 1")[0]
             view = bigquery.query(f"SELECT COUNT(*) AS n, COUNT(DISTINCT event_id) AS ids FROM `{PROJECT}.{VIEW}` WHERE event_timestamp > '2000-01-01'")[0]
             twice = int(view["n"]) - int(view["ids"])
             dead = bigquery.query(f"SELECT COUNT(*) AS n FROM `{PROJECT}.contextflow.dead_letters`")[0]["n"]
