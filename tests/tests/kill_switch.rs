@@ -279,7 +279,7 @@ async fn a_notice_that_crosses_all_does_all_in_order_and_saves_what_it_changes()
     assert_eq!(world.google.bindings(TOPIC), bindings(&["serviceAccount:other@p.iam.gserviceaccount.com"]));
     assert_eq!(world.google.account("p"), "");
     assert_eq!(state.detached, BTreeMap::from([("p".to_string(), ACCOUNT.to_string())]));
-    assert_eq!((state.claim, state.due()), (None, vec![]));
+    assert_eq!((state.due(), state.claim), (vec![], None));
 }
 
 #[tokio::test]

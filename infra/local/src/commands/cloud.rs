@@ -1,5 +1,6 @@
 //! The clouds from the command line: BigQuery and Pub/Sub.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -237,7 +238,7 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
     let Released { before, subscriptions } = released.map_err(Failure::work)?;
     let (backlogs, backlog_unknown) = match controls.backlogs(&args.project, now).await {
         Ok(backlogs) => (backlogs, None),
-        Err(error) => (std::collections::BTreeMap::new(), Some(error.to_string())),
+        Err(error) => (BTreeMap::new(), Some(error.to_string())),
     };
     let subscription = |(name, became): (String, releasing::Subscription)| {
         let backlog = backlogs.get(name.rsplit('/').next().unwrap_or_default());
