@@ -279,7 +279,7 @@ async fn a_notice_that_crosses_all_does_all_in_order_and_saves_what_it_changes()
     assert_eq!(world.google.bindings(TOPIC), bindings(&["serviceAccount:other@p.iam.gserviceaccount.com"]));
     assert_eq!(world.google.account("p"), "");
     assert_eq!(state.detached, BTreeMap::from([("p".to_string(), ACCOUNT.to_string())]));
-    assert_eq!((state.claim, state.due()), (None, vec![]));
+    assert_eq!((state.due(), state.claim), (vec![], None));
 }
 
 #[tokio::test]
@@ -510,7 +510,7 @@ async fn two_at_once(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_instances_at_once_act_once() {
-    for _ in 0..100 {
+    for _ in 0..50 {
         two_at_once(&World::start().await).await;
     }
 }
@@ -637,10 +637,10 @@ fn no_event_is_lost_from_brake_to_release() {
     let arrived: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     let endpoint = {
         let arrived = Arc::clone(&arrived);
-        let take = async move |body: Bytes| {
+        let take = move |body: Bytes| {
             let push = Push::parse(&body).unwrap();
             arrived.lock().unwrap().insert(String::from_utf8(push.data.to_vec()).unwrap());
-            StatusCode::NO_CONTENT
+            async { StatusCode::NO_CONTENT }
         };
         runtime.block_on(serve(Router::new().route("/", post(take))))
     };
@@ -755,8 +755,8 @@ async fn the_state_is_one_object_below_its_address() {
     let folder = tempfile::tempdir().unwrap();
     let place = bucket::open(&folder.path().display().to_string(), &Settings::default()).unwrap();
     assert!(Store::new(&place).name().ends_with("/state.json"));
-    let error = Store::new(&place).update(|state| state.active.insert(Action::Brake)).await;
-    assert_eq!(error.ok(), Some(true), "the first version is created");
+    let created = Store::new(&place).update(|state| state.active.insert(Action::Brake)).await;
+    assert_eq!(created.ok(), Some(true), "the first version is created");
     let error = Store::new(&place).update(|state| state.active.remove(&Action::Brake)).await.unwrap_err();
     assert!(error.to_string().contains("state.json"), "a folder replaces nothing on condition: {error}");
 }
