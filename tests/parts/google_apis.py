@@ -143,7 +143,7 @@ class GoogleApis:
         if request.method == "GET":
             of = f"{kind.host}.googleapis.com/{path}/"
             found = [one for name, one in self.resources.items() if name.startswith(of) and "/" not in name.removeprefix(of)]
-            if request.query.get("showDeleted") != "true":
+            if request.query.get("showDeleted", "").lower() != "true":
                 found = [one for one in found if one.get("state") != "DELETED"]
             if wanted := request.query.get("filter"):
                 # Of the language of filters (https://cloud.google.com/monitoring/api/v3/sorting-and-filtering) the simplest.
@@ -195,7 +195,7 @@ class GoogleApis:
         if verb in ("getIamPolicy", "setIamPolicy"):
             return self.policy(key, request.json().get("policy") if verb == "setIamPolicy" else None)
         if verb == "undelete" and kind.soft and one["state"] == "DELETED":
-            one["state"] = "ACTIVE"
+            one |= {"state": "ACTIVE", "deleted": False}
         elif verb:
             return unknown(request)
         elif request.method == "GET":
@@ -203,7 +203,7 @@ class GoogleApis:
         elif request.method == "DELETE":
             self.policies.pop(key, None)
             if kind.soft:
-                one["state"] = "DELETED"
+                one |= {"state": "DELETED", "deleted": True}
             else:
                 del self.resources[key]
                 one = {}
@@ -239,6 +239,9 @@ class GoogleApis:
         if new.get("etag", policy["etag"]) != policy["etag"]:
             return fault(409, "There were concurrent policy changes.")
         for binding in new.get("bindings", []):
+            own = self.resources.get(f"iam.googleapis.com/{binding['role']}", {})
+            if binding["role"].startswith("projects/") and own.get("state") != "ACTIVE":
+                return fault(400, f"Role {binding['role']} is not supported for this resource.")
             for member in binding["members"]:
                 if not self.is_member(member):
                     return fault(400, f"{member}: does not exist")

@@ -206,7 +206,7 @@ impl Clouds {
             ("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc),
             ("PATIENCE_S", "0"),
         ]);
-        command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", folder.join("ca.pem"));
+        command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", folder.join("ca.pem")).env("FILES", folder.join("files"));
         command
     }
 
