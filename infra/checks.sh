@@ -57,7 +57,7 @@ choose_mode() {
         say "  dry-run   it says what it would do, and stops nothing"
         say "  armed     it does it"
         while [ "${MODE:-}" != dry-run ] && [ "${MODE:-}" != armed ]; do
-            read -rp "MODE (dry-run or armed; in $SETTINGS it is not asked again): " MODE
+            read -rp "MODE (dry-run or armed; written into $SETTINGS it is not asked for again): " MODE
         done
     else
         problem "$SETTINGS: MODE is empty; give dry-run or armed"

@@ -54,7 +54,7 @@ say
 if [ -n "$DRY_RUN" ]; then
     say "This was a dry run: nothing was removed."
 elif [ -n "$DELETE_DATA" ]; then
-    say "== done: nothing of it is left but the enabled APIs"
+    say "== done: what is left are the enabled APIs, and what the lines above say stays"
 else
     say "== done: what is left are the tables, the buckets and the enabled APIs; destroy.sh --delete-data removes the data too"
 fi

@@ -35,8 +35,8 @@ down() {
         fi
         say "dataset $dataset: remove what is ours"
         known=$(listed tableId ls "$dataset")
-        # Views first.
-        for name in $(views "$dataset") $(tables "$dataset"); do
+        # Views first; last what an unfinished backfill left, TABLE__RUN.
+        for name in $(views "$dataset") $(tables "$dataset") $(grep -E "^($(tables "$dataset" | paste -sd '|'))__" <<<"$known" || true); do
             if [ -n "$DRY_RUN" ] || grep -qxF "$name" <<<"$known"; then
                 run bq --project_id="$GCP_PROJECT" rm --force --table "$GCP_PROJECT:$dataset.$name"
             fi

@@ -15,6 +15,7 @@ cd "$(dirname "$0")"
 
 up() {
     local track folder budget
+    [ -n "$MODE" ] || die "MODE is empty, and the kill-switch needs it: dry-run or armed"
     track=$(no_build_track)
     folder=$(folder_for services)
     build enricher batcher kill-switch

@@ -52,12 +52,17 @@ class AmazonApis:
             for api in gateway.get_apis()["Items"]:
                 routes = gateway.get_routes(ApiId=api["ApiId"])["Items"]
                 stages = gateway.get_stages(ApiId=api["ApiId"])["Items"]
-                about = [route["RouteKey"] for route in routes] + [stage.get("DefaultRouteSettings") for stage in stages]
+                about = [route["RouteKey"] for route in routes] + [
+                    stage.get("DefaultRouteSettings") for stage in stages
+                ]
                 there[f"HTTP API {api['Name']} in {region}"] = about
         iam = client("iam")
         for role in iam.list_roles()["Roles"]:
             name = role["RoleName"]
-            there[f"role {name}"] = [iam.list_role_policies(RoleName=name)["PolicyNames"], iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]]
+            there[f"role {name}"] = [
+                iam.list_role_policies(RoleName=name)["PolicyNames"],
+                iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"],
+            ]
         s3 = client("s3")
         for bucket in s3.list_buckets()["Buckets"]:
             objects = s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
@@ -67,7 +72,9 @@ class AmazonApis:
         there |= {f"distribution of {one['Origins']['Items'][0]['Id']}": one["Enabled"] for one in distributions}
         controls = cloudfront.list_origin_access_controls()["OriginAccessControlList"].get("Items", [])
         there |= {f"origin access control {one['Name']}": one["SigningBehavior"] for one in controls}
-        policies = cloudfront.list_response_headers_policies(Type="custom")["ResponseHeadersPolicyList"].get("Items", [])
+        policies = cloudfront.list_response_headers_policies(Type="custom")["ResponseHeadersPolicyList"].get(
+            "Items", []
+        )
         policies = [one["ResponseHeadersPolicy"]["ResponseHeadersPolicyConfig"] for one in policies]
         there |= {f"headers policy {one['Name']}": sorted(one["SecurityHeadersConfig"]) for one in policies}
         account = client("sts").get_caller_identity()["Account"]

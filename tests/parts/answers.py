@@ -60,7 +60,11 @@ class Request:
         connection.request(self.method, self.target, self.body or None, headers)
         response = connection.getresponse()
         body = response.read()
-        kept = {n: v for n, v in response.getheaders() if n.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length")}
+        kept = {
+            n: v
+            for n, v in response.getheaders()
+            if n.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length")
+        }
         if self.method == "HEAD" and response.getheader("Content-Length"):
             kept["Content-Length"] = response.getheader("Content-Length")
         connection.close()
@@ -90,7 +94,14 @@ class Answer:
 
 def fault(status, message, details=None):
     """An error in Google's form."""
-    words = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS", 412: "FAILED_PRECONDITION", 501: "UNIMPLEMENTED"}
+    words = {
+        400: "INVALID_ARGUMENT",
+        403: "PERMISSION_DENIED",
+        404: "NOT_FOUND",
+        409: "ALREADY_EXISTS",
+        412: "FAILED_PRECONDITION",
+        501: "UNIMPLEMENTED",
+    }
     reason = {403: "forbidden", 404: "notFound", 409: "conflict", 412: "conditionNotMet"}.get(status, "invalid")
     error = {"code": status, "message": message, "status": words.get(status, "UNKNOWN")}
     error["errors"] = [{"message": message, "reason": reason, "domain": "global"}]
@@ -109,5 +120,7 @@ def unknown(request):
 def checksums(data):
     """As Cloud Storage gives them."""
     crc32c = google_crc32c.value(data).to_bytes(4, "big")
-    return {"md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(), "crc32c": base64.b64encode(crc32c).decode()}
-
+    return {
+        "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),
+        "crc32c": base64.b64encode(crc32c).decode(),
+    }

@@ -204,7 +204,9 @@ def main():
     parser.add_argument("--pubsub", required=True, help="address of the Pub/Sub emulator")
     parser.add_argument("--bigquery", required=True, help="address of bqemulator")
     parser.add_argument("--aws", required=True, help="address of moto")
-    parser.add_argument("--run-url", action="append", default=[], help="enricher=http://127.0.0.1:8082: a service's address")
+    parser.add_argument(
+        "--run-url", action="append", default=[], help="enricher=http://127.0.0.1:8082: a service's address"
+    )
     options = parser.parse_args()
     options.run_url = dict(pair.split("=", 1) for pair in options.run_url)
     options.folder.mkdir(parents=True, exist_ok=True)

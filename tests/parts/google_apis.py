@@ -12,11 +12,31 @@ from urllib.parse import unquote
 from answers import Answer, Request, fault, unknown
 
 # What is enabled in a new project, and what gcloud reaches through a project of its own.
-ALWAYS_ENABLED = {"serviceusage", "cloudresourcemanager", "cloudbilling", "storage", "bigquery", "logging", "monitoring", "oauth2", "www"}
+ALWAYS_ENABLED = {
+    "serviceusage",
+    "cloudresourcemanager",
+    "cloudbilling",
+    "storage",
+    "bigquery",
+    "logging",
+    "monitoring",
+    "oauth2",
+    "www",
+}
 # Changes with every write; not part of the state that two runs are compared by.
-VOLATILE = {"etag", "generation", "resourceVersion", "uid", "uniqueId", "observedGeneration", "client.knative.dev/nonce"}
+VOLATILE = {
+    "etag",
+    "generation",
+    "resourceVersion",
+    "uid",
+    "uniqueId",
+    "observedGeneration",
+    "client.knative.dev/nonce",
+}
 VOLATILE |= {"run.googleapis.com/sources", "latestReadyRevisionName", "latestCreatedRevisionName", "revisionName"}
 TIME = "2026-01-01T00:00:00Z"
+# What a new bucket's policy has by itself.
+OWNER_OF_BUCKET = "roles/storage.legacyBucketOwner"
 # Of a new dataset.
 FIRST_ACCESS = [
     {"role": "OWNER", "specialGroup": "projectOwners"},
@@ -38,8 +58,17 @@ class Kind:
 # `?x` is a parameter of the address, `name` a field of the body; `+` is minted.
 KINDS = [
     Kind("iam", "projects/*", "serviceAccounts", "accountId"),
-    Kind("iam", "projects/*/locations/*", "workloadIdentityPools", "?workloadIdentityPoolId", operation=True, soft=True),
-    Kind("iam", "projects/*/locations/*/workloadIdentityPools/*", "providers", "?workloadIdentityPoolProviderId", operation=True, soft=True),
+    Kind(
+        "iam", "projects/*/locations/*", "workloadIdentityPools", "?workloadIdentityPoolId", operation=True, soft=True
+    ),
+    Kind(
+        "iam",
+        "projects/*/locations/*/workloadIdentityPools/*",
+        "providers",
+        "?workloadIdentityPoolProviderId",
+        operation=True,
+        soft=True,
+    ),
     Kind("iam", "projects/*", "roles", "roleId", soft=True),
     Kind("logging", "projects/*", "metrics", "name"),
     Kind("logging", "projects/*", "sinks", "name"),
@@ -63,8 +92,14 @@ class GoogleApis:
         self.access = {}
         self.minted = 0
         owner = {"role": "roles/owner", "members": ["user:owner@example.com"]}
-        self.policies[f"cloudresourcemanager.googleapis.com/projects/{self.project}"] = {"bindings": [owner], "etag": "AA=="}
-        sink = {"name": "_Default", "destination": f"logging.googleapis.com/projects/{self.project}/locations/global/buckets/_Default"}
+        self.policies[f"cloudresourcemanager.googleapis.com/projects/{self.project}"] = {
+            "bindings": [owner],
+            "etag": "AA==",
+        }
+        sink = {
+            "name": "_Default",
+            "destination": f"logging.googleapis.com/projects/{self.project}/locations/global/buckets/_Default",
+        }
         sink["filter"] = 'NOT LOG_ID("cloudaudit.googleapis.com/activity")'
         self.resources[f"logging.googleapis.com/projects/{self.project}/sinks/_Default"] = sink
 
@@ -73,22 +108,34 @@ class GoogleApis:
     def state(self):
         def steady(value):
             if isinstance(value, dict):
-                return {key: steady(inner) for key, inner in sorted(value.items()) if key not in VOLATILE}
+                return {key: steady(inner) for key, inner in sorted(value.items()) if key not in VOLATILE and inner}
             return [steady(inner) for inner in value] if isinstance(value, list) else value
 
         there = {name: steady(one) for name, one in self.resources.items() if one.get("state") != "DELETED"}
         policies = {}
         for name, policy in self.policies.items():
-            members = sorted((b["role"], member, json.dumps(b.get("condition"))) for b in policy.get("bindings", []) for member in b["members"])
+            bindings = [b for b in policy.get("bindings", []) if b["role"] != OWNER_OF_BUCKET]
+            members = sorted(
+                (b["role"], member, json.dumps(b.get("condition"))) for b in bindings for member in b["members"]
+            )
             if members:
                 policies[name] = members
-        return {"resources": there, "policies": policies, "services": dict.fromkeys(sorted(self.enabled)), "tables": self.tables()}
+        return {
+            "resources": there,
+            "policies": policies,
+            "services": dict.fromkeys(sorted(self.enabled)),
+            "tables": self.tables(),
+        }
 
     def tables(self):
         """Tables and views of BigQuery with their columns, and datasets."""
 
         def asked(path):
-            return Request("GET", "", f"/bigquery/v2/projects/{self.project}/{path}", {}, b"").forward(self.options.bigquery).json()
+            return (
+                Request("GET", "", f"/bigquery/v2/projects/{self.project}/{path}", {}, b"")
+                .forward(self.options.bigquery)
+                .json()
+            )
 
         tables = {}
         for dataset in asked("datasets?maxResults=1000").get("datasets", []):
@@ -97,14 +144,20 @@ class GoogleApis:
             for table in asked(f"datasets/{name}/tables?maxResults=1000").get("tables", []):
                 own = table["tableReference"]["tableId"]
                 about = asked(f"datasets/{name}/tables/{own}")
-                tables[f"{name}.{own}"] = [about.get(key) for key in ("type", "schema", "timePartitioning", "clustering", "view")]
+                tables[f"{name}.{own}"] = [
+                    about.get(key) for key in ("type", "schema", "timePartitioning", "clustering", "view")
+                ]
         return tables
 
     # The way to what answers.
 
     def answer(self, request):
         host = request.host
-        service = host.removesuffix(".googleapis.com").rpartition("-")[2] if host.endswith("-run.googleapis.com") else host.partition(".")[0]
+        service = (
+            host.removesuffix(".googleapis.com").rpartition("-")[2]
+            if host.endswith("-run.googleapis.com")
+            else host.partition(".")[0]
+        )
         if host == "oauth2.googleapis.com" and request.path == "/token":
             return Answer.of({"access_token": "token-of-the-test", "expires_in": 3600, "token_type": "Bearer"})
         if service not in ALWAYS_ENABLED | {"iam"} and f"{service}.googleapis.com" not in self.enabled:
@@ -133,7 +186,11 @@ class GoogleApis:
         return unknown(request)
 
     def disabled(self, service):
-        about = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "domain": "googleapis.com"}
+        about = {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "SERVICE_DISABLED",
+            "domain": "googleapis.com",
+        }
         about["metadata"] = {"service": service, "consumer": f"projects/{self.number}"}
         return fault(403, f"{service} has not been used in project {self.number} before or it is disabled.", [about])
 
@@ -142,8 +199,10 @@ class GoogleApis:
     def collection(self, request, kind, path):
         if request.method == "GET":
             of = f"{kind.host}.googleapis.com/{path}/"
-            found = [one for name, one in self.resources.items() if name.startswith(of) and "/" not in name.removeprefix(of)]
-            if request.query.get("showDeleted") != "true":
+            found = [
+                one for name, one in self.resources.items() if name.startswith(of) and "/" not in name.removeprefix(of)
+            ]
+            if request.query.get("showDeleted", "").lower() != "true":
                 found = [one for one in found if one.get("state") != "DELETED"]
             if wanted := request.query.get("filter"):
                 # Of the language of filters (https://cloud.google.com/monitoring/api/v3/sorting-and-filtering) the simplest.
@@ -160,7 +219,11 @@ class GoogleApis:
             if not re.fullmatch(r"[a-z]([-a-z0-9]{4,28})[a-z0-9]", account):
                 return fault(400, f"accountId: {account}: 6 to 30 characters")
             email = f"{account}@{self.project}.iam.gserviceaccount.com"
-            body = body.get("serviceAccount", {}) | {"email": email, "uniqueId": str(1000 + len(self.resources)), "projectId": self.project}
+            body = body.get("serviceAccount", {}) | {
+                "email": email,
+                "uniqueId": str(1000 + len(self.resources)),
+                "projectId": self.project,
+            }
             own = email
         elif kind.name == "+":
             self.minted += 1
@@ -174,9 +237,18 @@ class GoogleApis:
         if key in self.resources:
             return fault(409, f"{name} already exists")
         parent = path.rpartition("/")[0]
-        if "/workloadIdentityPools/" in path and self.resources.get(f"iam.googleapis.com/{parent}", {}).get("state") != "ACTIVE":
+        if (
+            "/workloadIdentityPools/" in path
+            and self.resources.get(f"iam.googleapis.com/{parent}", {}).get("state") != "ACTIVE"
+        ):
             return fault(404, f"{parent} does not exist")
-        body = body.get("role", body) | {"name": own if kind.host == "logging" else name.replace(f"projects/{self.project}/", f"projects/{self.number}/") if kind.operation else name}
+        body = body.get("role", body) | {
+            "name": (
+                own
+                if kind.host == "logging"
+                else name.replace(f"projects/{self.project}/", f"projects/{self.number}/") if kind.operation else name
+            )
+        }
         body["etag"] = self.mint()
         if kind.soft:
             body["state"] = "ACTIVE"
@@ -195,7 +267,7 @@ class GoogleApis:
         if verb in ("getIamPolicy", "setIamPolicy"):
             return self.policy(key, request.json().get("policy") if verb == "setIamPolicy" else None)
         if verb == "undelete" and kind.soft and one["state"] == "DELETED":
-            one["state"] = "ACTIVE"
+            one |= {"state": "ACTIVE", "deleted": False}
         elif verb:
             return unknown(request)
         elif request.method == "GET":
@@ -203,7 +275,7 @@ class GoogleApis:
         elif request.method == "DELETE":
             self.policies.pop(key, None)
             if kind.soft:
-                one["state"] = "DELETED"
+                one |= {"state": "DELETED", "deleted": True}
             else:
                 del self.resources[key]
                 one = {}
@@ -212,7 +284,9 @@ class GoogleApis:
             body = body.get("serviceAccount", body)
             if body.get("etag", one.get("etag")) != one.get("etag"):
                 return fault(409, f"{name}: the etag is an old one")
-            masked(one, body, request.query.get("updateMask") or request.query.get("update_mask"), request.method == "PUT")
+            masked(
+                one, body, request.query.get("updateMask") or request.query.get("update_mask"), request.method == "PUT"
+            )
             one["etag"] = self.mint()
         else:
             return unknown(request)
@@ -221,7 +295,11 @@ class GoogleApis:
     def done(self, name, one):
         self.minted += 1
         scope = name.rpartition("/repositories/")[0] or name
-        operation = {"name": f"{scope}/operations/operation-{self.minted}", "done": True, "response": copy.deepcopy(one)}
+        operation = {
+            "name": f"{scope}/operations/operation-{self.minted}",
+            "done": True,
+            "response": copy.deepcopy(one),
+        }
         self.operations[operation["name"]] = operation
         return Answer.of(operation)
 
@@ -239,6 +317,9 @@ class GoogleApis:
         if new.get("etag", policy["etag"]) != policy["etag"]:
             return fault(409, "There were concurrent policy changes.")
         for binding in new.get("bindings", []):
+            own = self.resources.get(f"iam.googleapis.com/{binding['role']}", {})
+            if binding["role"].startswith("projects/") and own.get("state") != "ACTIVE":
+                return fault(400, f"Role {binding['role']} is not supported for this resource.")
             for member in binding["members"]:
                 if not self.is_member(member):
                     return fault(400, f"{member}: does not exist")
@@ -251,7 +332,9 @@ class GoogleApis:
             own = f"iam.googleapis.com/projects/{self.project}/serviceAccounts/{name}"
             return own in self.resources or not name.endswith(f"@{self.project}.iam.gserviceaccount.com")
         if kind in ("principal", "principalSet"):
-            pool = re.match(rf"//iam\.googleapis\.com/projects/{self.number}/locations/global/workloadIdentityPools/([^/]+)/", name)
+            pool = re.match(
+                rf"//iam\.googleapis\.com/projects/{self.number}/locations/global/workloadIdentityPools/([^/]+)/", name
+            )
             key = f"iam.googleapis.com/projects/{self.project}/locations/global/workloadIdentityPools/{pool[1] if pool else ''}"
             return self.resources.get(key, {}).get("state") == "ACTIVE"
         return True
@@ -261,7 +344,12 @@ class GoogleApis:
     def of_serviceusage(self, request, path):
         def one(name):
             state = "ENABLED" if name in self.enabled or name.partition(".")[0] in ALWAYS_ENABLED else "DISABLED"
-            return {"name": f"projects/{self.number}/services/{name}", "config": {"name": name}, "state": state, "parent": f"projects/{self.number}"}
+            return {
+                "name": f"projects/{self.number}/services/{name}",
+                "config": {"name": name},
+                "state": state,
+                "parent": f"projects/{self.number}",
+            }
 
         if path.startswith("operations/"):
             return Answer.of({"name": path, "done": True, "response": {}})
@@ -277,11 +365,15 @@ class GoogleApis:
                 return Answer.of(one(name))
             if verb == "generateServiceIdentity":
                 email = f"service-{self.number}@gcp-sa-{name.partition('.')[0]}.iam.gserviceaccount.com"
-                return Answer.of({"name": "operations/identity", "done": True, "response": {"email": email, "uniqueId": "1"}})
+                return Answer.of(
+                    {"name": "operations/identity", "done": True, "response": {"email": email, "uniqueId": "1"}}
+                )
             if verb in ("enable", "batchEnable"):
                 names = [name] if name else request.json()["serviceIds"]
                 self.enabled |= set(names)
-                return Answer.of({"name": "operations/enable", "done": True, "response": {"services": [one(name) for name in names]}})
+                return Answer.of(
+                    {"name": "operations/enable", "done": True, "response": {"services": [one(name) for name in names]}}
+                )
             if verb == "disable":
                 self.enabled.discard(name)
                 return Answer.of({"name": "operations/disable", "done": True, "response": {}})
@@ -293,7 +385,11 @@ class GoogleApis:
         if request.method == "GET" and path.startswith("projects/") and ":" not in path:
             if path != project:
                 return fault(403, f"{path}: no such project, or it may not be seen")
-            about = {"projectId": self.project, "projectNumber": self.number, "name": project if "/v3/" in request.path else self.project}
+            about = {
+                "projectId": self.project,
+                "projectNumber": self.number,
+                "name": project if "/v3/" in request.path else self.project,
+            }
             return Answer.of(about | {"lifecycleState": "ACTIVE", "state": "ACTIVE", "displayName": self.project})
         if path == f"{project}:getIamPolicy":
             return self.policy(key, None)
@@ -304,13 +400,18 @@ class GoogleApis:
     def of_cloudbilling(self, request, path):
         account = f"billingAccounts/{self.options.billing_account}"
         if path == f"projects/{self.project}/billingInfo" and request.method == "GET":
-            return Answer.of({"name": path, "projectId": self.project, "billingAccountName": account, "billingEnabled": True})
+            return Answer.of(
+                {"name": path, "projectId": self.project, "billingAccountName": account, "billingEnabled": True}
+            )
         if path.startswith("billingAccounts/") and not path.startswith(account):
             return fault(403, "The caller does not have permission")
         if path == account and request.method == "GET":
             return Answer.of({"name": account, "open": True, "displayName": "billing", "currencyCode": "USD"})
         if path in (f"{account}:getIamPolicy", f"{account}:setIamPolicy"):
-            return self.policy(f"cloudbilling.googleapis.com/{account}", request.json()["policy"] if request.method == "POST" and "setIam" in path else None)
+            return self.policy(
+                f"cloudbilling.googleapis.com/{account}",
+                request.json()["policy"] if request.method == "POST" and "setIam" in path else None,
+            )
         return None
 
     def of_cloudbuild(self, request, path):
@@ -319,12 +420,24 @@ class GoogleApis:
             if request.method != "POST":
                 return None
             self.minted += 1
-            build = request.json() | {"id": f"build-{self.minted}", "projectId": self.project, "status": "SUCCESS", "createTime": TIME}
-            build |= {"name": f"{path}/build-{self.minted}", "startTime": TIME, "finishTime": TIME, "logUrl": "https://console.cloud.google.com"}
+            build = request.json() | {
+                "id": f"build-{self.minted}",
+                "projectId": self.project,
+                "status": "SUCCESS",
+                "createTime": TIME,
+            }
+            build |= {
+                "name": f"{path}/build-{self.minted}",
+                "startTime": TIME,
+                "finishTime": TIME,
+                "logUrl": "https://console.cloud.google.com",
+            }
             build["results"] = {"images": [{"name": image, "digest": "sha256:0"} for image in build.get("images", [])]}
             self.operations[f"{path}/{build['id']}"] = build
             kind = "type.googleapis.com/google.devtools.cloudbuild.v1.BuildOperationMetadata"
-            return Answer.of({"name": f"{match[1]}/operations/{build['id']}", "metadata": {"@type": kind, "build": build}})
+            return Answer.of(
+                {"name": f"{match[1]}/operations/{build['id']}", "metadata": {"@type": kind, "build": build}}
+            )
         return None
 
     # Cloud Run by its v1 API, as gcloud uses it.
@@ -334,12 +447,17 @@ class GoogleApis:
         if path == f"projects/{self.project}/locations":
             regions = ("europe-west1", "us-central1")
             return Answer.of({"locations": [{"name": f"{path}/{one}", "locationId": one} for one in regions]})
-        if match := re.fullmatch(rf"projects/{self.project}/locations/([^/]+)/(services|jobs)/([^/:]+):(get|set)IamPolicy", path):
+        if match := re.fullmatch(
+            rf"projects/{self.project}/locations/([^/]+)/(services|jobs)/([^/:]+):(get|set)IamPolicy", path
+        ):
             key = f"run.googleapis.com/{match[1]}/{match[2]}/{match[3]}"
             if key not in self.resources:
                 return fault(404, f"{match[3]} does not exist")
             return self.policy(key, request.json()["policy"] if match[4] == "set" else None)
-        match = re.fullmatch(rf"/apis/(?:serving\.knative\.dev|run\.googleapis\.com)/v1/namespaces/(?:{self.project}|{self.number})/(services|jobs|revisions|executions|routes|configurations)(?:/([^/]+))?", path)
+        match = re.fullmatch(
+            rf"/apis/(?:serving\.knative\.dev|run\.googleapis\.com)/v1/namespaces/(?:{self.project}|{self.number})/(services|jobs|revisions|executions|routes|configurations)(?:/([^/]+))?",
+            path,
+        )
         if match is None or region is None:
             return unknown(request)
         kind, name = match.groups()
@@ -370,16 +488,31 @@ class GoogleApis:
             return Answer.of(body)
         key = f"run.googleapis.com/{region}/{kind}/{name}"
         generation = self.resources[key]["metadata"]["generation"] + 1 if key in self.resources else 1
-        about = {"namespace": self.number, "generation": generation, "uid": key, "resourceVersion": str(generation), "selfLink": key, "creationTimestamp": TIME}
+        about = {
+            "namespace": self.number,
+            "generation": generation,
+            "uid": key,
+            "resourceVersion": str(generation),
+            "selfLink": key,
+            "creationTimestamp": TIME,
+        }
         body["metadata"] |= about
         body["metadata"].setdefault("annotations", {}).setdefault("run.googleapis.com/ingress-status", "all")
         body["metadata"].setdefault("labels", {})["cloud.googleapis.com/location"] = region
         conditions = ["Ready", "ConfigurationsReady", "RoutesReady"] if kind == "services" else ["Ready"]
-        status = {"observedGeneration": generation, "conditions": [{"type": one, "status": "True", "lastTransitionTime": TIME} for one in conditions]}
+        status = {
+            "observedGeneration": generation,
+            "conditions": [{"type": one, "status": "True", "lastTransitionTime": TIME} for one in conditions],
+        }
         if kind == "services":
             url = self.options.run_url.get(name, f"https://{name}-{self.number}.{region}.run.app")
             revision = f"{name}-{generation:05}-abc"
-            status |= {"url": url, "address": {"url": url}, "latestReadyRevisionName": revision, "latestCreatedRevisionName": revision}
+            status |= {
+                "url": url,
+                "address": {"url": url},
+                "latestReadyRevisionName": revision,
+                "latestCreatedRevisionName": revision,
+            }
             status["traffic"] = [{"revisionName": revision, "percent": 100, "latestRevision": True}]
         self.resources[key] = body | {"status": status}
         return Answer.of(self.resources[key])
@@ -438,7 +571,9 @@ class GoogleApis:
     # BigQuery: bqemulator, which keeps no policies of tables and no access of datasets.
 
     def bigquery(self, request):
-        if match := re.fullmatch(r"(/bigquery/v2/projects/[^/]+/datasets/[^/]+/(?:tables|routines)/[^/:]+):(\w+)", request.path):
+        if match := re.fullmatch(
+            r"(/bigquery/v2/projects/[^/]+/datasets/[^/]+/(?:tables|routines)/[^/:]+):(\w+)", request.path
+        ):
             there = Request("GET", request.host, match[1], {}, b"").forward(self.options.bigquery)
             if there.status != 200:
                 return there

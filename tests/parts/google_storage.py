@@ -6,6 +6,7 @@ import urllib.parse
 from xml.sax.saxutils import escape
 
 from answers import Answer, checksums, fault, unknown
+from google_apis import OWNER_OF_BUCKET
 
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -19,7 +20,10 @@ class Storage:
         self.generation = 1_000
 
     def state(self):
-        buckets = {name: {k: v for k, v in bucket.items() if k not in ("metageneration", "generation", "etag", "updated")} for name, bucket in self.buckets.items()}
+        buckets = {
+            name: {k: v for k, v in bucket.items() if k not in ("metageneration", "generation", "etag", "updated")}
+            for name, bucket in self.buckets.items()
+        }
         objects = {f"gs://{bucket}/{name}": one["md5Hash"] for (bucket, name), (one, _) in self.objects.items()}
         return {"buckets": buckets, "objects": objects}
 
@@ -29,7 +33,9 @@ class Storage:
             return self.bucket(request, match[1])
         if match := re.fullmatch(r"/storage/v1/b/([^/]+)/iam(/testPermissions)?", path):
             return self.policy(request, match[1])
-        if match := re.fullmatch(r"/storage/v1/b/([^/]+)/(managedFolders|folders|notificationConfigs|acl|storageLayout)", path):
+        if match := re.fullmatch(
+            r"/storage/v1/b/([^/]+)/(managedFolders|folders|notificationConfigs|acl|storageLayout)", path
+        ):
             if request.method != "GET":
                 return unknown(request)
             return Answer.of({"bucket": match[1], "items": []}) if match[1] in self.buckets else fault(404, "no bucket")
@@ -50,7 +56,14 @@ class Storage:
             body = request.json()
             if body["name"] in self.buckets:
                 return fault(409, "Your previous request to create the named bucket succeeded and you already own it.")
-            defaults = {"kind": "storage#bucket", "id": body["name"], "storageClass": "STANDARD", "location": "US", "timeCreated": TIME, "updated": TIME}
+            defaults = {
+                "kind": "storage#bucket",
+                "id": body["name"],
+                "storageClass": "STANDARD",
+                "location": "US",
+                "timeCreated": TIME,
+                "updated": TIME,
+            }
             body = defaults | body | {"metageneration": "1", "projectNumber": self.google.number}
             body["location"] = body["location"].upper()
             self.buckets[body["name"]] = body
@@ -81,7 +94,7 @@ class Storage:
         if bucket not in self.buckets:
             return fault(404, "The specified bucket does not exist.")
         owner = f"projectOwner:{self.google.project}"
-        first = [{"role": "roles/storage.legacyBucketOwner", "members": [owner]}]
+        first = [{"role": OWNER_OF_BUCKET, "members": [owner]}]
         policy = request.json() if request.method == "PUT" else None
         return self.google.policy(f"storage.googleapis.com/{bucket}", policy, first)
 
@@ -91,7 +104,10 @@ class Storage:
         kind = request.query.get("uploadType")
         if kind == "multipart":
             boundary = re.search(r"boundary=['\"]?([^'\";]+)", request.headers["Content-Type"])[1].encode()
-            parts = [part.split(b"\r\n\r\n" if b"\r\n\r\n" in part else b"\n\n", 1)[1] for part in request.body.split(b"--" + boundary)[1:-1]]
+            parts = [
+                part.split(b"\r\n\r\n" if b"\r\n\r\n" in part else b"\n\n", 1)[1]
+                for part in request.body.split(b"--" + boundary)[1:-1]
+            ]
             about, data = json.loads(parts[0]), parts[1].removesuffix(b"\n").removesuffix(b"\r")
             return self.store(request, bucket, about.get("name") or request.query["name"], data, about)
         if kind == "media":
@@ -103,7 +119,11 @@ class Storage:
                 return refused
             upload = str(len(self.uploads) + 1)
             self.uploads[upload] = [bucket, name, about, b""]
-            host = "https://storage.googleapis.com" if request.host.endswith("googleapis.com") else f"http://{request.headers['Host']}"
+            host = (
+                "https://storage.googleapis.com"
+                if request.host.endswith("googleapis.com")
+                else f"http://{request.headers['Host']}"
+            )
             target = f"{host}{request.target}&upload_id={upload}"
             return Answer(200, b"", {"Location": target, "X-GUploader-UploadID": upload})
         upload = self.uploads[request.query["upload_id"]]
@@ -125,10 +145,21 @@ class Storage:
             return refused
         self.generation += 1
         one = {"kind": "storage#object", "id": f"{bucket}/{name}/{self.generation}", "name": name, "bucket": bucket}
-        one |= {"generation": str(self.generation), "metageneration": "1", "storageClass": "STANDARD", "size": str(len(data))}
-        one |= {"contentType": about.get("contentType", "application/octet-stream"), "timeCreated": TIME, "updated": TIME}
+        one |= {
+            "generation": str(self.generation),
+            "metageneration": "1",
+            "storageClass": "STANDARD",
+            "size": str(len(data)),
+        }
+        one |= {
+            "contentType": about.get("contentType", "application/octet-stream"),
+            "timeCreated": TIME,
+            "updated": TIME,
+        }
         one |= {"metadata": about["metadata"]} if "metadata" in about else {}
-        one["mediaLink"] = f"https://storage.googleapis.com/download/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
+        one["mediaLink"] = (
+            f"https://storage.googleapis.com/download/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
+        )
         one |= checksums(data) | {"etag": str(self.generation)}
         self.objects[bucket, name] = one, data
         return Answer.of(one)
@@ -143,7 +174,11 @@ class Storage:
             if found is None:
                 return fault(404, "No such object")
             answer = self.store(request, copy[2], copy[3], found[1], found[0])
-            return Answer.of({"kind": "storage#rewriteResponse", "done": True, "resource": answer.json()}) if answer.status == 200 else answer
+            return (
+                Answer.of({"kind": "storage#rewriteResponse", "done": True, "resource": answer.json()})
+                if answer.status == 200
+                else answer
+            )
         found = self.objects.get((bucket, name))
         if found is None:
             return fault(404, f"No such object: {bucket}/{name}")
@@ -160,7 +195,11 @@ class Storage:
         return Answer.of(one)
 
     def content(self, request, one, data):
-        headers = {"Content-Type": one["contentType"], "ETag": f'"{one["etag"]}"', "x-goog-generation": one["generation"]}
+        headers = {
+            "Content-Type": one["contentType"],
+            "ETag": f'"{one["etag"]}"',
+            "x-goog-generation": one["generation"],
+        }
         headers |= {"x-goog-hash": f"crc32c={one['crc32c']}", "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         headers |= {"x-goog-stored-content-length": one["size"], "Accept-Ranges": "bytes"}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
@@ -193,10 +232,22 @@ class Storage:
                 f"<Contents><Key>{escape(one['name'])}</Key><Size>{one['size']}</Size><ETag>\"{one['etag']}\"</ETag><LastModified>{TIME}</LastModified></Contents>"
                 for one in found
             )
-            common = "".join(f"<CommonPrefixes><Prefix>{escape(prefix)}</Prefix></CommonPrefixes>" for prefix in prefixes)
-            return Answer(200, f"<ListBucketResult>{contents}{common}</ListBucketResult>".encode(), {"Content-Type": "application/xml"})
+            common = "".join(
+                f"<CommonPrefixes><Prefix>{escape(prefix)}</Prefix></CommonPrefixes>" for prefix in prefixes
+            )
+            return Answer(
+                200,
+                f"<ListBucketResult>{contents}{common}</ListBucketResult>".encode(),
+                {"Content-Type": "application/xml"},
+            )
         if request.method == "PUT":
-            answer = self.store(request, bucket, name, request.body, {"contentType": request.headers.get("Content-Type", "application/octet-stream")})
+            answer = self.store(
+                request,
+                bucket,
+                name,
+                request.body,
+                {"contentType": request.headers.get("Content-Type", "application/octet-stream")},
+            )
             if answer.status != 200:
                 return Answer(answer.status, b"<Error><Code>PreconditionFailed</Code></Error>")
             one = answer.json()

@@ -206,7 +206,7 @@ impl Clouds {
             ("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc),
             ("PATIENCE_S", "0"),
         ]);
-        command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", folder.join("ca.pem"));
+        command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", folder.join("ca.pem")).env("FILES", folder.join("files"));
         command
     }
 
@@ -264,6 +264,13 @@ impl Clouds {
 /// The folder of the scripts.
 pub fn infra() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace").join("infra")
+}
+
+/// The steps of a deployment in their order.
+pub fn steps() -> Vec<String> {
+    let script = r#". ./parts.sh && printf '%s\n' "${GCP[@]}" "${AWS[@]}" "${SITE[@]}""#;
+    let output = Command::new("bash").args(["-c", script]).current_dir(infra()).output().expect("bash starts");
+    text(&output.stdout).lines().map(str::to_string).collect()
 }
 
 /// A settings file for these clouds; `changed` takes the place of what is usual, and an empty value takes a line out.
