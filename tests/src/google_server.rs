@@ -30,6 +30,7 @@ struct Book {
     policies: BTreeMap<String, (u64, Value)>,
     accounts: BTreeMap<String, String>,
     backlogs: BTreeMap<String, u64>,
+    server_errors: BTreeMap<String, u64>,
     foreign_changes: u64,
 }
 
@@ -112,6 +113,11 @@ impl GoogleServer {
         self.book().backlogs.insert(subscription.to_string(), messages);
     }
 
+    /// What Monitoring tells of a service's answers with 5xx.
+    pub fn set_server_errors(&self, service: &str, answers: u64) {
+        self.book().server_errors.insert(service.to_string(), answers);
+    }
+
     /// Answers the next requests of a kind falsely.
     pub fn fail(&self, method: &'static str, path_end: &str, answer: Answer, times: usize) {
         self.book().faults.push(Fault { method, path_end: path_end.to_string(), answer, times });
@@ -188,11 +194,16 @@ impl Book {
             );
         }
         if path.ends_with("/timeSeries") {
-            let series = self.backlogs.iter().map(|(name, messages)| {
-                let points = json!([{"value": {"int64Value": messages.to_string()}}, {"value": {"int64Value": "7"}}]);
-                json!({"resource": {"labels": {"subscription_id": name}}, "points": points})
-            });
-            return Ok(json!({"timeSeries": series.collect::<Vec<_>>()}));
+            let series = |label: &str, values: &BTreeMap<String, u64>| -> Vec<Value> {
+                let of = |(name, value): (&String, &u64)| {
+                    let points = json!([{"value": {"int64Value": value.to_string()}}, {"value": {"int64Value": "7"}}]);
+                    json!({"resource": {"labels": {label: name}}, "points": points})
+                };
+                values.iter().map(of).collect()
+            };
+            let series =
+                [series("subscription_id", &self.backlogs), series("service_name", &self.server_errors)].concat();
+            return Ok(json!({"timeSeries": series}));
         }
         let name = path.strip_prefix("v1/").ok_or(404_u16)?;
         match (method, name.split_once(':').unwrap_or((name, ""))) {

@@ -161,50 +161,125 @@ fn history_lands_in_bigquery_and_what_it_left_is_loaded_again() {
     assert_eq!(counts(), [21, 21, 47]);
 }
 
+/// A project whose kill-switch has acted: its state in a bucket, what it turns in memory.
+struct Stopped {
+    moto: parts::Server,
+    google: GoogleServer,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Stopped {
+    const SUBSCRIPTION: &str = "projects/p/subscriptions/clickstream-raw-sub";
+    const TOPIC: &str = "projects/p/topics/clickstream-raw-topic";
+    const PUBLISHER: &str = "serviceAccount:publisher@p.iam.gserviceaccount.com";
+
+    fn start() -> Option<Self> {
+        let moto = parts::moto(false)?;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let google = runtime.block_on(GoogleServer::start());
+        google.set_push(Self::SUBSCRIPTION, json!({}));
+        google.set_bindings(Self::TOPIC, json!([]));
+        google.set_backlog("clickstream-raw-sub", 12);
+        let state = json!({
+            "version": 1, "mode": "armed", "active": ["brake", "stop", "detach"],
+            "saved": {Self::SUBSCRIPTION: Self::pushing()},
+            "removed": {"topic": Self::TOPIC, "member": Self::PUBLISHER}, "detached": {"p": "0A-0B"},
+        });
+        let client = reqwest::blocking::Client::new();
+        client.put(format!("{}/states", moto.url)).send().unwrap();
+        client.put(Self::object(&moto)).body(state.to_string()).send().unwrap();
+        Some(Self { moto, google, _runtime: runtime })
+    }
+
+    fn pushing() -> Value {
+        json!({"pushEndpoint": "https://enricher.example.com/"})
+    }
+
+    fn object(moto: &parts::Server) -> String {
+        format!("{}/states/kill-switch/state.json", moto.url)
+    }
+
+    fn state(&self) -> Value {
+        reqwest::blocking::get(Self::object(&self.moto)).unwrap().json().unwrap()
+    }
+
+    /// What a command prints.
+    fn run(&self, command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+        let mut process = Command::new(binary());
+        process.args([command, "--project", "p", "--state", "s3://states/kill-switch"]).args(arguments);
+        for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
+            process.env(endpoint, &self.google.url);
+        }
+        process.env("AWS_ENDPOINT_URL", &self.moto.url).env("AWS_REGION", "us-east-1");
+        process.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret");
+        let output = process.envs(environment.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{command} {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+}
+
 #[test]
 fn a_release_tells_what_it_would_undo_undoes_it_and_tells_how_to_link_billing() {
-    let Some(moto) = parts::moto(false) else { return };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let google = runtime.block_on(GoogleServer::start());
-    let (subscription, topic) =
-        ("projects/p/subscriptions/clickstream-raw-sub", "projects/p/topics/clickstream-raw-topic");
-    google.set_push(subscription, json!({}));
-    google.set_bindings(topic, json!([]));
-    google.set_backlog("clickstream-raw-sub", 12);
-    let settings = json!({"pushEndpoint": "https://enricher.example.com/"});
-    let state = json!({
-        "version": 1, "active": ["brake", "stop", "detach"], "saved": {subscription: settings},
-        "removed": {"topic": topic, "member": "serviceAccount:publisher@p.iam.gserviceaccount.com"}, "detached": {"p": "0A-0B"},
-    });
-    let object = format!("{}/states/kill-switch/state.json", moto.url);
-    let client = reqwest::blocking::Client::new();
-    client.put(format!("{}/states", moto.url)).send().unwrap();
-    client.put(&object).body(state.to_string()).send().unwrap();
-    let release = |arguments: &[&str]| {
-        let mut command = Command::new(binary());
-        command.args(["release", "--project", "p", "--state", "s3://states/kill-switch"]).args(arguments);
-        for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
-            command.env(endpoint, &google.url);
-        }
-        command.env("AWS_ENDPOINT_URL", &moto.url).env("AWS_REGION", "us-east-1");
-        let output = command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret").output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    };
+    let Some(stopped) = Stopped::start() else { return };
+    let release = |arguments: &[&str]| stopped.run("release", arguments, &[]);
 
     let told = release(&["--dry-run"]);
     assert!(told.contains("clickstream-raw-sub would push again; 12 messages wait"), "{told}");
-    assert!(google.changes().is_empty());
+    assert!(stopped.google.changes().is_empty());
 
     let report: Value = serde_json::from_str(&release(&["--json"])).unwrap();
 
     assert_eq!(report["in_force"], json!(["brake", "stop", "detach"]));
     assert_eq!(report["subscriptions"][0]["became"], "restored");
     assert_eq!(report["to_link"], json!(["gcloud billing projects link p --billing-account=0A-0B"]));
-    assert_eq!(google.push(subscription), settings);
-    let members = json!(["serviceAccount:publisher@p.iam.gserviceaccount.com"]);
-    assert_eq!(google.bindings(topic), json!([{"role": "roles/pubsub.publisher", "members": members}]));
-    let left: Value = client.get(&object).send().unwrap().json().unwrap();
+    assert_eq!(stopped.google.push(Stopped::SUBSCRIPTION), Stopped::pushing());
+    let publishers = json!([{"role": "roles/pubsub.publisher", "members": [Stopped::PUBLISHER]}]);
+    assert_eq!(stopped.google.bindings(Stopped::TOPIC), publishers);
+    let left = stopped.state();
     assert_eq!((&left["active"], &left["saved"]), (&json!([]), &json!({})));
     assert!(release(&[]).starts_with("nothing is in force (s3://states/kill-switch/state.json)"));
+}
+
+#[test]
+fn the_status_of_a_deployed_pipeline_says_what_waits_what_failed_and_what_is_in_force() {
+    let (Some(stopped), Some(bigquery)) = (Stopped::start(), parts::bqemulator()) else { return };
+    let endpoint = [("BIGQUERY_REST_ENDPOINT", bigquery.rest.as_str())];
+    let applied = Command::new(binary()).args(["schema", "apply", "--project", "p"]).envs(endpoint).output().unwrap();
+    assert!(applied.status.success(), "{}", text(&applied.stderr));
+    stopped.google.set_server_errors("enricher", 3);
+    let query = |sql: &str| {
+        let arguments = ["query", "--warehouse", "bigquery", "--project", "p", sql];
+        let output = Command::new(binary()).args(arguments).envs(endpoint).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    query(
+        "INSERT INTO contextflow.clickstream_events (event_id, event_timestamp, received_at, loaded_at) VALUES \
+         ('a', CURRENT_TIMESTAMP(), CURRENT_TIMESTAMP(), CURRENT_TIMESTAMP()), \
+         ('b', TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 2 HOUR), TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 2 HOUR), CURRENT_TIMESTAMP()), \
+         ('c', TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 2 DAY), CURRENT_TIMESTAMP(), CURRENT_TIMESTAMP())",
+    );
+    let status =
+        |arguments: &[&str]| stopped.run("status", &[&["--warehouse", "bigquery"], arguments].concat(), &endpoint);
+
+    let told: Value = serde_json::from_str(&status(&["--json"])).unwrap();
+
+    assert_eq!(told["pipeline"], "the pipeline of project p");
+    let table =
+        told["tables"].as_array().unwrap().iter().find(|rows| rows["table"] == "contextflow.clickstream_events");
+    assert_eq!((&table.unwrap()["day"], &table.unwrap()["hour"]), (&json!(2), &json!(1)), "{told}");
+    let raw = &told["subscriptions"][0];
+    assert_eq!(
+        (&raw["name"], &raw["waiting"], &raw["is_pushed"]),
+        (&json!("clickstream-raw-sub"), &json!(12), &json!(false))
+    );
+    assert_eq!(told["server_errors"], json!({"enricher": 3}));
+    let switch = told["kill_switch"].as_str().unwrap();
+    assert!(switch.starts_with("armed; IN FORCE: brake, stop, detach; `contextflow release` undoes"), "{switch}");
+    // The other three subscriptions are not there.
+    assert_eq!(told["unknown"].as_array().unwrap().len(), 3, "{told}");
+
+    stopped.run("release", &[], &[]);
+    let told = status(&[]);
+    assert!(told.contains("\nkill-switch: armed; nothing in force; no notice yet"), "{told}");
+    assert!(told.contains("\nanswers with 5xx in 1 hour: enricher 3"), "{told}");
 }

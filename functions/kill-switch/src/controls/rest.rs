@@ -115,7 +115,8 @@ impl Rest {
 
     /// How many requests the services of a project answered with 5xx in the last hour; services without any are left out.
     pub async fn server_errors(&self, project: &str, now: Micros) -> Result<BTreeMap<String, u64>, ControlError> {
-        let filter = r#"metric.type = "run.googleapis.com/request_count" AND metric.labels.response_code_class = "5xx""#;
+        let filter =
+            r#"metric.type = "run.googleapis.com/request_count" AND metric.labels.response_code_class = "5xx""#;
         let query = [
             ("filter", filter),
             ("interval.startTime", &timestamp_text(now - HOUR)),

@@ -29,9 +29,7 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
         let (messages, bytes) = (backlog.map(|backlog| backlog.messages), backlog.map(|backlog| backlog.bytes));
         release::Subscription { name, became: became.to_string(), messages, bytes }
     };
-    let link = |(project, account): (String, String)| {
-        format!("gcloud billing projects link {project} --billing-account={account}")
-    };
+    let link = |(project, account)| format!("gcloud billing projects link {project} --billing-account={account}");
     Ok(release::Report {
         state: store.name().to_string(),
         dry_run: args.dry_run,
