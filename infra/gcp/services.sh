@@ -74,7 +74,7 @@ service() { # NAME FLAGS...
 place() { # NAME
     if [ "$track" = image ]; then
         image "$1" "$folder"
-        code=(run deploy "$1" --image="$(image_name "$1")")
+        code=(run deploy "$1" --image="$(image_name "$1")" --clear-base-image --command="/$1")
     else
         mkdir -p "$folder/$1"
         [ -n "$DRY_RUN" ] || install -m 755 "$(binary "$1")" "$folder/$1/$1"

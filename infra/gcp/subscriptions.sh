@@ -32,7 +32,7 @@ subscription() { # NAME TOPIC SERVICE PATH
     endpoint=$(address "$3")$4
     audience=$(audience "$3")
     flags=(--push-endpoint="$endpoint" --push-auth-service-account="$(account push)" --push-auth-token-audience="$audience"
-        --ack-deadline=60 --min-retry-delay=10s --max-retry-delay=600s --message-retention-duration=31d --expiration-period=never)
+        --ack-deadline=60 --min-retry-delay=10s --max-retry-delay=600s --message-retention-duration=31d)
     wanted="$endpoint|$(account push)|$audience|60|10s|600s|2678400s||"
     # A message that fails here would come back to this subscription by its own topic, so it is tried for the 31 days instead.
     if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then
@@ -53,13 +53,16 @@ subscription() { # NAME TOPIC SERVICE PATH
         expirationPolicy.ttl,
         deadLetterPolicy.deadLetterTopic,
         deadLetterPolicy.maxDeliveryAttempts)')
-    if [ "$there" = "$wanted" ]; then
+    if [ "${there%%|*}" = "" ] && [ -n "$there" ]; then
+        die "nothing is pushed from $1: the kill-switch's brake, or someone's; contextflow release starts it again"
+    elif [ "$there" = "$wanted" ]; then
         unchanged "subscription $1"
     elif [ -z "$there" ]; then
         say "subscription $1: make it, pushing to $3$4"
-        change_patiently pubsub subscriptions create "$1" --topic="$2" "${flags[@]}" --labels=app=contextflow --format=none
+        change_patiently pubsub subscriptions create "$1" --topic="$2" "${flags[@]}" --expiration-period=never --labels=app=contextflow --format=none
     else
         say "subscription $1: give it its settings"
+        [ "$(cut -d '|' -f 8 <<<"$there")" = "" ] || flags+=(--expiration-period=never)
         change pubsub subscriptions update "$1" "${flags[@]}" --format=none
     fi
     if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then

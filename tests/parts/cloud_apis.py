@@ -4,26 +4,24 @@
 
 One port of 127.0.0.1 is all of these:
 
-- an HTTP proxy (CONNECT) for Google's APIs that ends TLS with a certificate of its own authority, `F/ca.pem`. A login for
-  gcloud is `F/key.json`. Pub/Sub goes to the emulator, BigQuery to bqemulator, the rest is answered by `google_apis.py`
+- an HTTP proxy (CONNECT) for Google's APIs that ends TLS with a certificate of its own authority, `F/ca.pem`. A login
+  for gcloud is `F/key.json`. Pub/Sub goes to the emulator, BigQuery to bqemulator, the rest is answered by `google_apis.py`
   and `google_storage.py`, which keep what was made;
 - the address for `AWS_ENDPOINT_URL`: signed requests go to moto;
 - the address for `BIGQUERY_REST_ENDPOINT` and `STORAGE_ENDPOINT`;
-- under `/_/` what a test asks: `GET record?from=N`, `GET state`, `GET url?region=R&service=S`, `POST cut`.
+- under `/_/` what a test asks: `GET record?from=N`, `GET state`, `POST cut`.
 
-A call that nobody knows is answered 501 for Google's APIs and stands in the record with `"unknown": true`.
+A call of Google's APIs that nobody knows is refused and stands in the record with `"unknown": true`.
 """
 
 import argparse
 import datetime
-import http.client
 import ipaddress
 import json
 import pathlib
 import re
 import ssl
 import threading
-import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cryptography import x509
