@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 . ./names.sh
 
 # Of a cloud there is no page of visits: it asks the local warehouse.
-FILES="index.html style.css app.js chart.js dead-letters.js http.js publish.js ranks.js report.js text.js"
+PAGES="index.html style.css app.js chart.js dead-letters.js http.js publish.js ranks.js report.js text.js"
 # Browsers ask each time whether a file has changed, CloudFront once a minute.
 CACHE="public, max-age=0, s-maxage=60, must-revalidate"
 
@@ -18,7 +18,7 @@ up() {
     # shellcheck disable=SC2064 # the folder of this run
     trap "rm -rf '$folder'" EXIT
     api=$(api_address)
-    for file in $FILES; do
+    for file in $PAGES; do
         cp "$ROOT/infra/site/$file" "$folder/$file"
     done
     write "$folder/index.html" publisher "$api"
@@ -26,7 +26,7 @@ up() {
 
     # What the bucket tells of an object is the MD5 of its content.
     there=$(ask aws --region "$HOME_REGION" s3api list-objects-v2 --bucket "$SITE_BUCKET" --query 'Contents[].[Key, ETag]')
-    for file in $FILES; do
+    for file in $PAGES; do
         sum=$(openssl md5 -r "$folder/$file" | cut -d' ' -f1)
         if [[ $'\n'$there$'\n' == *$'\n'"$file"$'\t'"\"$sum\""$'\n'* ]]; then
             continue

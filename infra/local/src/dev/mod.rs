@@ -85,6 +85,7 @@ pub struct Args {
 
 /// Runs the command until Ctrl-C or SIGTERM.
 pub async fn run(args: Args) -> Result<(), Failure> {
+    let ended = ended().map_err(Failure::work)?;
     // Each push under way has two ends in this process.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::debug!(%error, "the limit of open files stays");
@@ -108,7 +109,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let generator =
         args.rate.map(|rate| tokio::spawn(generate::endless(format!("http://{address}"), rate, stop.clone())));
 
-    ended().await;
+    ended.await;
     eprintln!("ending: what is on its way lands first");
     if let Some(generator) = generator {
         generator.abort();
@@ -120,15 +121,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn ended() {
+/// Comes to its end at Ctrl-C or SIGTERM; from the call on neither ends the process by itself.
+fn ended() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
-        return drop(tokio::signal::ctrl_c().await);
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
+    })
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Failure> {
