@@ -193,7 +193,7 @@ impl World {
         };
         [
             count(":modifyPushConfig", &|body| body["pushConfig"] == json!({})),
-            count(":setIamPolicy", &|body| !body["policy"]["bindings"].to_string().contains(MEMBER)),
+            count(":setIamPolicy", &|body| !body["policy"]["bindings"][0]["members"].to_string().contains(MEMBER)),
             count("/billingInfo", &|body| body == &json!({"billingAccountName": ""})),
         ]
     }
