@@ -9,10 +9,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use object_store::ObjectStoreExt as _;
 use pipeline_tests::binary::{binary, text};
 use pipeline_tests::google_server::GoogleServer;
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
-use pipeline_tests::{NOW, built_in, parts};
+use pipeline_tests::{NOW, bucket, built_in, parts};
 use serde_json::{Value, json};
 use shared::dead_letter::{DeadLetter, Origin, Place, Reason};
 use shared::decode::Code;
@@ -176,18 +177,16 @@ fn a_release_tells_what_it_would_undo_undoes_it_and_tells_how_to_link_billing() 
         "version": 1, "active": ["brake", "stop", "detach"], "saved": {subscription: settings},
         "removed": {"topic": topic, "member": "serviceAccount:publisher@p.iam.gserviceaccount.com"}, "detached": {"p": "0A-0B"},
     });
-    let object = format!("{}/states/kill-switch/state.json", moto.url);
-    let client = reqwest::blocking::Client::new();
-    client.put(format!("{}/states", moto.url)).send().unwrap();
-    client.put(&object).body(state.to_string()).send().unwrap();
+    let place = runtime.block_on(bucket::s3(&moto, "states", "kill-switch"));
+    let object = place.path.clone().join("state.json");
+    runtime.block_on(place.store.put(&object, state.to_string().into())).unwrap();
     let release = |arguments: &[&str]| {
         let mut command = Command::new(binary());
         command.args(["release", "--project", "p", "--state", "s3://states/kill-switch"]).args(arguments);
         for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
             command.env(endpoint, &google.url);
         }
-        command.env("AWS_ENDPOINT_URL", &moto.url).env("AWS_REGION", "us-east-1");
-        let output = command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret").output().unwrap();
+        let output = command.envs(bucket::environment(&moto)).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     };
@@ -204,7 +203,8 @@ fn a_release_tells_what_it_would_undo_undoes_it_and_tells_how_to_link_billing() 
     assert_eq!(google.push(subscription), settings);
     let members = json!(["serviceAccount:publisher@p.iam.gserviceaccount.com"]);
     assert_eq!(google.bindings(topic), json!([{"role": "roles/pubsub.publisher", "members": members}]));
-    let left: Value = client.get(&object).send().unwrap().json().unwrap();
+    let left = runtime.block_on(async { place.store.get(&object).await.unwrap().bytes().await.unwrap() });
+    let left: Value = serde_json::from_slice(&left).unwrap();
     assert_eq!((&left["active"], &left["saved"]), (&json!([]), &json!({})));
     assert!(release(&[]).starts_with("nothing is in force (s3://states/kill-switch/state.json)"));
 }
