@@ -5,6 +5,7 @@
 
 pub mod bigquery;
 pub mod binary;
+pub mod bucket;
 mod call;
 pub mod deployment;
 mod functions;

@@ -9,11 +9,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use object_store::ObjectStoreExt as _;
 use pipeline_tests::binary::{binary, text};
 use pipeline_tests::google_server::GoogleServer;
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
-use pipeline_tests::{NOW, built_in, parts};
+use pipeline_tests::{NOW, bucket, built_in, parts};
 use serde_json::{Value, json};
+use shared::bucket::Location;
 use shared::dead_letter::{DeadLetter, Origin, Place, Reason};
 use shared::decode::Code;
 use shared::settings::Settings;
@@ -165,7 +167,8 @@ fn history_lands_in_bigquery_and_what_it_left_is_loaded_again() {
 struct Stopped {
     moto: parts::Server,
     google: GoogleServer,
-    _runtime: tokio::runtime::Runtime,
+    place: Location,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Stopped {
@@ -185,22 +188,19 @@ impl Stopped {
             "saved": {Self::SUBSCRIPTION: Self::pushing()},
             "removed": {"topic": Self::TOPIC, "member": Self::PUBLISHER}, "detached": {"p": "0A-0B"},
         });
-        let client = reqwest::blocking::Client::new();
-        client.put(format!("{}/states", moto.url)).send().unwrap();
-        client.put(Self::object(&moto)).body(state.to_string()).send().unwrap();
-        Some(Self { moto, google, _runtime: runtime })
+        let place = runtime.block_on(bucket::s3(&moto, "states", "kill-switch"));
+        runtime.block_on(place.store.put(&place.path.clone().join("state.json"), state.to_string().into())).unwrap();
+        Some(Self { moto, google, place, runtime })
     }
 
     fn pushing() -> Value {
         json!({"pushEndpoint": "https://enricher.example.com/"})
     }
 
-    fn object(moto: &parts::Server) -> String {
-        format!("{}/states/kill-switch/state.json", moto.url)
-    }
-
     fn state(&self) -> Value {
-        reqwest::blocking::get(Self::object(&self.moto)).unwrap().json().unwrap()
+        let object = self.place.path.clone().join("state.json");
+        let read = async { self.place.store.get(&object).await.unwrap().bytes().await.unwrap() };
+        serde_json::from_slice(&self.runtime.block_on(read)).unwrap()
     }
 
     /// What a command prints.
@@ -210,9 +210,7 @@ impl Stopped {
         for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
             process.env(endpoint, &self.google.url);
         }
-        process.env("AWS_ENDPOINT_URL", &self.moto.url).env("AWS_REGION", "us-east-1");
-        process.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret");
-        let output = process.envs(environment.iter().copied()).output().unwrap();
+        let output = process.envs(bucket::environment(&self.moto)).envs(environment.iter().copied()).output().unwrap();
         assert!(output.status.success(), "{command} {arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     }

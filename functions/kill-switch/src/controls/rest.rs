@@ -169,7 +169,10 @@ impl Rest {
         body: Option<&Value>,
     ) -> Result<Value, Failed> {
         let what = format!("{method} {}/{path}", service.url);
-        let url = Url::parse_with_params(&format!("{}/{path}", service.url), query);
+        let url = match query {
+            [] => Url::parse(&format!("{}/{path}", service.url)),
+            query => Url::parse_with_params(&format!("{}/{path}", service.url), query),
+        };
         let url = url.map_err(|error| Failed::for_good(&what, &error.to_string()))?;
         let mut request = self.client.request(method, url);
         if let Some(credentials) = &service.credentials {
