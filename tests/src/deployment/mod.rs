@@ -218,10 +218,21 @@ impl Clouds {
 
     /// A script of `infra` with the settings.
     pub fn run(&self, script: &str, arguments: &[&str]) -> Ran {
-        let (started, seen) = (Instant::now(), self.record(0).len());
         let mut command = self.command(infra().join(script));
-        let output =
-            command.arg("--settings").arg(self.settings()).args(arguments).output().expect("the script starts");
+        command.arg("--settings").arg(self.settings()).args(arguments);
+        self.recorded(command)
+    }
+
+    /// One step of the deployment alone: `gcp/topics`.
+    pub fn step(&self, step: &str) -> Ran {
+        let mut command = self.command(infra().join(format!("{step}.sh")));
+        command.arg("up").env("SETTINGS", self.settings()).env("BINARIES", self.binaries());
+        self.recorded(command)
+    }
+
+    fn recorded(&self, mut command: Command) -> Ran {
+        let (started, seen) = (Instant::now(), self.record(0).len());
+        let output = command.output().expect("the script starts");
         Ran {
             code: output.status.code(),
             printed: text(&output.stdout) + &text(&output.stderr),
