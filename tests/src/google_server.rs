@@ -164,13 +164,12 @@ async fn answer(State(book): State<Arc<Mutex<Book>>>, method: Method, uri: Uri, 
         (fault, call.map(|call| book.serve(&call.method, &path, &call.body)))
     };
     match (fault, done) {
-        (Some(Answer::Status(status)), _) => error(status),
         (Some(Answer::Silence | Answer::DoneInSilence), _) => {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             error(504)
         }
         (None, Some(Ok(json))) => axum::Json(json).into_response(),
-        (None, Some(Err(status))) => error(status),
+        (Some(Answer::Status(status)), _) | (None, Some(Err(status))) => error(status),
         (None, None) => error(500),
     }
 }
@@ -230,7 +229,7 @@ impl Book {
             }
             ("POST", (name, "setIamPolicy")) => {
                 let (etag, bindings) = self.policies.get_mut(name).ok_or(404_u16)?;
-                if body["policy"]["etag"] != etag.to_string() {
+                if body["policy"]["etag"].as_str().and_then(|told| told.parse().ok()) != Some(*etag) {
                     return Err(409);
                 }
                 *etag += 1;
