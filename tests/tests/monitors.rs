@@ -1,5 +1,6 @@
 //! What an operator looks at: the monitors' queries over tables with known faults, and the files of Cloud Monitoring
 //! against the lines that the functions really write.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -486,7 +487,7 @@ fn an_error_of_the_kill_switch_alerts() {
     assert_eq!(taken, [true, true, false, false]);
 }
 
-/// The queries in PromQL of a file.
+/// The queries in `PromQL` of a file.
 fn queries(value: &Value) -> Vec<String> {
     match value {
         Value::Object(members) => {

@@ -95,6 +95,7 @@ impl Ran {
     }
 
     /// Fails unless the script ended with 0 and every call was one that the server knows.
+    #[must_use]
     pub fn expect_success(self) -> Self {
         assert_eq!(self.code, Some(0), "{}", self.printed);
         let unknown: Vec<_> = self.calls.iter().filter(|call| call.unknown).map(Call::line).collect();
@@ -307,7 +308,7 @@ pub fn settings(changed: &[(&str, &str)]) -> String {
         ("LOOKER_REPORT_URL", ""),
     ]);
     values.extend(changed.iter().copied());
-    values.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")).collect()
+    values.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect::<Vec<_>>().join("\n")
 }
 
 /// A folder, made within the given one, of links to every program of this machine but one.

@@ -70,12 +70,12 @@ impl Table {
     pub fn read(values: &[(&str, &str)]) -> Self {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/deployment.json");
         let mut text = std::fs::read_to_string(file).expect("the table can be read");
-        let fill = |text: &mut String| {
+        let give_values = |text: &mut String| {
             for (name, value) in values {
                 *text = text.replace(&format!("${{{name}}}"), value);
             }
         };
-        fill(&mut text);
+        give_values(&mut text);
         let mut table: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
         let calls = table["calls"].as_array().into_iter().flatten().flat_map(in_each_region).collect();
         table["calls"] = Value::Array(calls);
@@ -85,7 +85,7 @@ impl Table {
             let Some(like) = &wanted.like else { continue };
             let file = super::infra().join("gcp/monitoring").join(like);
             let mut text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            fill(&mut text);
+            give_values(&mut text);
             let mut body: Value =
                 serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             merge(&mut body, &wanted.body);
@@ -196,7 +196,7 @@ impl Table {
         match (wanted, found) {
             (Value::String(wanted), Value::String(found)) if glob(wanted, found) => {}
             (Value::String(wanted), Value::Number(_) | Value::Bool(_) | Value::Object(_) | Value::Array(_))
-                if wanted == "*" || *wanted == found.to_string() => {}
+                if glob(wanted, &found.to_string()) => {}
             (Value::Object(wanted), Value::Object(found)) => {
                 for (name, value) in wanted.iter().filter(|(name, _)| !self.free.contains(*name)) {
                     let inner = found.get(name).unwrap_or(&Value::Null);
@@ -330,9 +330,9 @@ fn parsed(value: &Value) -> Value {
 fn merge(into: &mut Value, from: &Value) {
     for (name, value) in from.as_object().into_iter().flatten() {
         if value.is_object() && into[name].is_object() {
-            merge(&mut into[name], value)
+            merge(&mut into[name], value);
         } else {
-            into[name] = value.clone()
+            into[name] = value.clone();
         }
     }
 }

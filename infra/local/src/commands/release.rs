@@ -10,7 +10,7 @@ pub struct Args {
     /// Project of Google Cloud
     #[arg(long, env = "GOOGLE_CLOUD_PROJECT", value_name = "ID")]
     pub project: String,
-    /// Where the kill-switch has its state (by default gs://PROJECT-contextflow/kill-switch)
+    /// Where the kill-switch has its state (by default `gs://PROJECT-contextflow/kill-switch`)
     #[arg(long, env = "STATE_URI", value_name = "URI")]
     pub state: Option<String>,
     /// Print what would be undone and change nothing

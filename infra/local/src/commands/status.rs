@@ -32,7 +32,7 @@ pub struct Args {
     /// The local pipeline's address, where it runs
     #[arg(long, default_value = dev::ADDRESS, value_name = "URL")]
     at: String,
-    /// The deployed pipeline: where the kill-switch has its state (by default gs://PROJECT-contextflow/kill-switch)
+    /// The deployed pipeline: where the kill-switch has its state (by default `gs://PROJECT-contextflow/kill-switch`)
     #[arg(long, env = "STATE_URI", value_name = "URI")]
     pub state: Option<String>,
     /// A folder of further schema files
