@@ -327,9 +327,6 @@ impl Deployed {
             .env("BIGQUERY_REST_ENDPOINT", &clouds.bigquery.rest)
             .env("BIGQUERY_GRPC_ENDPOINT", &clouds.bigquery.grpc);
         command.env("BILLING_ENDPOINT", clouds.url());
-        // Before it writes, the client of buckets asks for a token, whatever STORAGE_ENDPOINT says.
-        let key = json!({"disable_oauth": true, "gcs_base_url": clouds.url(), "client_email": "", "private_key": "", "private_key_id": ""});
-        command.env("GOOGLE_SERVICE_ACCOUNT_KEY", key.to_string());
         // How it logs in to Google Cloud with its role on AWS is tested in federation.rs.
         command.env_remove("WORKLOAD_IDENTITY_AUDIENCE").envs(changed.iter().copied());
         let mut process = Process::start(&self.name, command);

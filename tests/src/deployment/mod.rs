@@ -112,6 +112,8 @@ pub struct Clouds {
     pub bigquery: BigQuery,
     /// The port of each of [`SERVICES`]: what Cloud Run says its address is.
     pub ports: [u16; 3],
+    /// Where the AWS CLI is.
+    tools: PathBuf,
     _moto: Server,
     _apis: Process,
     url: String,
@@ -122,13 +124,14 @@ pub struct Clouds {
 impl Clouds {
     /// Starts them, logs gcloud in, and gathers the binaries that are to be deployed.
     pub fn start() -> Option<Self> {
-        for (program, what) in [("gcloud", "the gcloud CLI"), ("bq", "the gcloud CLI"), ("aws", "the AWS CLI")] {
+        for program in ["gcloud", "bq"] {
             if program_in_path(program).is_none() {
-                let how = "https://cloud.google.com/sdk/docs/install, https://docs.aws.amazon.com/cli/latest/userguide";
-                skip(&format!("{program} is missing; install {what}: {how}"));
+                let how = "https://cloud.google.com/sdk/docs/install";
+                skip(&format!("{program} is missing; install the gcloud CLI with its component alpha: {how}"));
                 return None;
             }
         }
+        let tools = parts::program("aws")?.parent()?.to_path_buf();
         let (strip, _) = (part("strip", "binutils")?, part("zip", "zip")?);
         let (pubsub, bigquery, moto) = (parts::pubsub_emulator()?, parts::bqemulator()?, parts::moto(false)?);
         let (port, ports) = (free_port(), [free_port(), free_port(), free_port()]);
@@ -145,7 +148,7 @@ impl Clouds {
         apis.wait_for_port(port);
         let client = Client::builder().timeout(Duration::from_secs(30)).build().expect("a client");
         let url = format!("http://127.0.0.1:{port}");
-        let clouds = Self { pubsub, bigquery, ports, _moto: moto, _apis: apis, url, folder, client };
+        let clouds = Self { pubsub, bigquery, ports, tools, _moto: moto, _apis: apis, url, folder, client };
         clouds.prepare(&strip);
         Some(clouds)
     }
@@ -188,7 +191,10 @@ impl Clouds {
     /// A program that reaches these clouds and nothing else.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", environment("PATH").unwrap_or_default()).stdin(Stdio::null());
+        command.env_clear().stdin(Stdio::null());
+        let paths = environment("PATH").unwrap_or_default();
+        let paths = std::iter::once(self.tools.clone()).chain(std::env::split_paths(&paths));
+        command.env("PATH", std::env::join_paths(paths).expect("folders without a colon"));
         let folder = self.folder.path();
         let port = self.url.rsplit(':').next().unwrap_or_default();
         command.env("HOME", folder).env("TMPDIR", folder).env("CLOUDSDK_CONFIG", folder.join("gcloud"));
