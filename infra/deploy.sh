@@ -15,16 +15,22 @@ infra/deploy.sh [--settings FILE] [--dry-run] [--only gcp|aws|site|schema] [--bi
 END
 }
 
+wrong() {
+    printf '%s\n\n' "$*" >&2
+    usage >&2
+    exit 2
+}
+
 only=all
 while [ $# -gt 0 ]; do
     case $1 in
-        --settings | --only | --binaries) [ $# -ge 2 ] || { usage >&2 && exit 2; } ;;&
+        --settings | --only | --binaries) [ $# -ge 2 ] || wrong "$1: give it a value" ;;&
         --settings) SETTINGS=$(realpath -m "$2") && shift ;;
         --only) only=$2 && shift ;;
         --binaries) BINARIES=$(realpath -m "$2") && shift ;;
         --dry-run) DRY_RUN=yes ;;
         --help | -h) usage && exit ;;
-        *) usage >&2 && exit 2 ;;
+        *) wrong "$1: no such option" ;;
     esac
     shift
 done
@@ -38,7 +44,7 @@ case $only in
     aws) steps=("${AWS[@]}") ;;
     site) steps=("${SITE[@]}") ;;
     schema) steps=("${SCHEMA[@]}") ;;
-    *) usage >&2 && exit 2 ;;
+    *) wrong "--only $only: no such part" ;;
 esac
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . ./lib.sh

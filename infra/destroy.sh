@@ -12,14 +12,20 @@ infra/destroy.sh [--settings FILE] [--dry-run] [--delete-data]
 END
 }
 
+wrong() {
+    printf '%s\n\n' "$*" >&2
+    usage >&2
+    exit 2
+}
+
 while [ $# -gt 0 ]; do
     case $1 in
-        --settings) [ $# -ge 2 ] || { usage >&2 && exit 2; } ;;&
+        --settings) [ $# -ge 2 ] || wrong "$1: give it a value" ;;&
         --settings) SETTINGS=$(realpath -m "$2") && shift ;;
         --delete-data) DELETE_DATA=yes ;;
         --dry-run) DRY_RUN=yes ;;
         --help | -h) usage && exit ;;
-        *) usage >&2 && exit 2 ;;
+        *) wrong "$1: no such option" ;;
     esac
     shift
 done
