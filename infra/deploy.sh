@@ -25,9 +25,9 @@ only=all
 while [ $# -gt 0 ]; do
     case $1 in
         --settings | --only | --binaries) [ $# -ge 2 ] || wrong "$1: give it a value" ;;&
-        --settings) SETTINGS=$(realpath -m "$2") && shift ;;
+        --settings) SETTINGS=$(realpath -m -- "$2") && shift ;;
         --only) only=$2 && shift ;;
-        --binaries) BINARIES=$(realpath -m "$2") && shift ;;
+        --binaries) BINARIES=$(realpath -m -- "$2") && shift ;;
         --dry-run) DRY_RUN=yes ;;
         --help | -h) usage && exit ;;
         *) wrong "$1: no such option" ;;

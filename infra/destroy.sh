@@ -21,7 +21,7 @@ wrong() {
 while [ $# -gt 0 ]; do
     case $1 in
         --settings) [ $# -ge 2 ] || wrong "$1: give it a value" ;;&
-        --settings) SETTINGS=$(realpath -m "$2") && shift ;;
+        --settings) SETTINGS=$(realpath -m -- "$2") && shift ;;
         --delete-data) DELETE_DATA=yes ;;
         --dry-run) DRY_RUN=yes ;;
         --help | -h) usage && exit ;;
