@@ -77,9 +77,13 @@ impl KillSwitch {
     /// Writes down how the switch is set, so that `contextflow status` can tell before the first notice comes.
     pub async fn announce(&self) {
         let mode = self.config.mode;
-        if let Err(error) = self.deps.store.update(|state| state.mode = Some(mode)).await {
-            tracing::warn!(%error, "how the switch is set cannot be written down yet");
-        }
+        let written = timeout(CLAIM, self.deps.store.update(|state| state.mode = Some(mode))).await;
+        let reason = match written {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the bucket does not answer".to_string(),
+        };
+        tracing::warn!(reason, "how the switch is set cannot be written down yet");
     }
 
     /// What is counted.
