@@ -451,6 +451,16 @@ async fn a_project_of_another_account_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_start_writes_down_how_the_switch_is_set_and_nothing_else() {
+    let world = World::start().await;
+    world.instance_with(&[("MODE", "dry-run")]).switch.announce().await;
+    assert_eq!(world.state().await, State { mode: Some(Mode::DryRun), ..State::default() });
+    world.instance().switch.announce().await;
+    assert_eq!(world.state().await, State { mode: Some(Mode::Armed), ..State::default() });
+    assert!(world.google.changes().is_empty());
+}
+
+#[tokio::test]
 async fn a_dry_run_changes_nothing_and_keeps_nothing_from_being_done_once_armed() {
     let world = World::start().await;
     let rehearsing = world.instance_with(&[("MODE", "dry-run")]);
