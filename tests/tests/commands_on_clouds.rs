@@ -273,7 +273,8 @@ fn the_status_of_a_deployed_pipeline_says_what_waits_what_failed_and_what_is_in_
     assert_eq!(told["server_errors"], json!({"enricher": 3}));
     let switch = told["kill_switch"].as_str().unwrap();
     assert!(switch.starts_with("armed; IN FORCE: brake, stop, detach; `contextflow release` undoes"), "{switch}");
-    // The other three subscriptions are not there.
+    // The other three subscriptions are not there; nothing is said of a brake on them.
+    assert_eq!(told["subscriptions"][1]["is_pushed"], Value::Null);
     assert_eq!(told["unknown"].as_array().unwrap().len(), 3, "{told}");
 
     stopped.run("release", &[], &[]);

@@ -41,8 +41,8 @@ pub struct Backlog {
     pub waiting: Option<u64>,
     /// When the oldest of them was published, RFC 3339.
     pub oldest_published_at: Option<String>,
-    /// Whether messages are pushed; not after a brake.
-    pub is_pushed: bool,
+    /// Whether messages are pushed, which they are not after a brake; none where it is not known.
+    pub is_pushed: Option<bool>,
 }
 
 /// The rows of a table.
@@ -82,7 +82,7 @@ impl Status {
         println!("{:36} {:>10}  oldest", "subscription", "waiting");
         for backlog in &self.subscriptions {
             let waiting = backlog.waiting.map_or("?".into(), |waiting| waiting.to_string());
-            let held = if backlog.is_pushed { "" } else { "  held back: nothing is pushed" };
+            let held = if backlog.is_pushed == Some(false) { "  held back: nothing is pushed" } else { "" };
             println!("{:36} {waiting:>10}  {}{held}", backlog.name, age(backlog.oldest_published_at.as_deref(), now));
         }
         println!("\n{:36} {:>10} {:>10}  last row", "table", "1 hour", "24 hours");

@@ -78,7 +78,7 @@ async fn local(args: &Args, clock: &Clock) -> Result<Status, Failure> {
             name: stats.name,
             waiting: Some(stats.waiting),
             oldest_published_at: stats.oldest_published_at.map(timestamp_text),
-            is_pushed: true,
+            is_pushed: Some(true),
         };
         status.pipeline = format!("the pipeline in {place} does not run");
         status.subscriptions = waiting.into_iter().map(backlog).collect();
@@ -108,7 +108,7 @@ async fn of_running(args: &Args) -> Option<Vec<Backlog>> {
         name,
         waiting: Some(waiting + outstanding),
         oldest_published_at,
-        is_pushed: true,
+        is_pushed: Some(true),
     };
     let is_meant = std::fs::canonicalize(&args.data_dir).is_ok_and(|meant| meant == report.data_dir);
     is_meant.then(|| report.subscriptions.into_iter().map(backlog).collect())

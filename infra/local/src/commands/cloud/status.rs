@@ -58,7 +58,7 @@ async fn subscriptions(status: &mut Status, google: &Rest, project: &str, now: M
             name: name.to_string(),
             waiting: backlog.map(|backlog| backlog.messages),
             oldest_published_at: oldest,
-            is_pushed: settings.is_ok_and(|settings| pushes(&settings)),
+            is_pushed: settings.ok().map(|settings| pushes(&settings)),
         });
     }
 }
