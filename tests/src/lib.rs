@@ -10,6 +10,7 @@ mod call;
 pub mod deployment;
 mod functions;
 pub mod google_server;
+pub mod infra;
 mod naughty;
 pub mod parts;
 pub mod publisher_process;

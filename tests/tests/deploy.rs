@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use pipeline_tests::bigquery::BigQueryApi;
 use pipeline_tests::binary::{program_in_path, skip, text};
 use pipeline_tests::deployment::{
-    AWS_ACCOUNT, Call, Clouds, PROJECT_NUMBER, REGION, Ran, SERVICES, Table, infra, path_without, settings, steps,
+    AWS_ACCOUNT, Call, Clouds, PROJECT_NUMBER, REGION, Ran, SERVICES, Table, path_without, settings, steps,
 };
+use pipeline_tests::infra::infra;
 use pipeline_tests::parts::{self, Process, free_port};
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use reqwest::Method;

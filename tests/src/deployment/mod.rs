@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 pub use table::Table;
 
 use crate::binary::{binary_beside, environment, part, program_in_path, skip, text};
+use crate::infra::infra;
 use crate::parts::{self, BigQuery, Process, Server, free_port};
 use crate::pubsub::PROJECT;
 
@@ -277,11 +278,6 @@ impl Clouds {
         assert!(answer.status().is_success(), "{method} {host}{path}: {}", answer.text().unwrap_or_default());
         answer.json().unwrap_or_default()
     }
-}
-
-/// The folder of the scripts.
-pub fn infra() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace").join("infra")
 }
 
 /// The steps of a deployment in their order.

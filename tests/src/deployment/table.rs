@@ -83,7 +83,7 @@ impl Table {
         let mut table: Self = serde_json::from_value(table).unwrap_or_else(|error| panic!("{file}: {error}"));
         for wanted in &mut table.calls {
             let Some(like) = &wanted.like else { continue };
-            let file = super::infra().join("gcp/monitoring").join(like);
+            let file = crate::infra::infra().join("gcp/monitoring").join(like);
             let mut text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             give_values(&mut text);
             let mut body: Value =
