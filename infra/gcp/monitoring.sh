@@ -24,6 +24,7 @@ up() {
 
 filled() { # FILE
     sed -e "s|\${GCP_PROJECT}|$GCP_PROJECT|g" -e "s|\${NO_EVENTS_MINUTES}|$NO_EVENTS_MINUTES|g" \
+        -e "s|\${NO_EVENTS_SECONDS}|$((NO_EVENTS_MINUTES * 60))|g" \
         -e "s|\${FLOOD_PER_MINUTE}|$FLOOD_PER_MINUTE|g" -e "s|\${NOTIFICATION_CHANNEL}|${channel:-}|g" "$1"
 }
 

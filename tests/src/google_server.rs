@@ -11,8 +11,14 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use shared::clock::SECOND;
+use shared::decode::time::timestamp;
 
 use crate::topic_server::serve;
+
+/// Bytes of a message in a backlog, and by how many seconds each makes it older.
+const BYTES: u64 = 250;
+const SECONDS: u64 = 3;
 
 /// The server.
 #[derive(Clone)]
@@ -161,7 +167,7 @@ async fn answer(State(book): State<Arc<Mutex<Book>>>, method: Method, uri: Uri, 
         });
         let is_done = matches!(fault, None | Some(Answer::DoneInSilence));
         let call = book.calls.last().cloned().filter(|_| is_done);
-        (fault, call.map(|call| book.serve(&call.method, &path, &call.body)))
+        (fault, call.map(|call| book.serve(&call.method, &path, &Query::of(&uri), &call.body)))
     };
     match (fault, done) {
         (Some(Answer::Silence | Answer::DoneInSilence), _) => {
@@ -180,8 +186,56 @@ fn error(status: u16) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
+/// What a query asks for, by its names.
+struct Query(BTreeMap<String, String>);
+
+impl Query {
+    fn of(uri: &Uri) -> Self {
+        let url = reqwest::Url::parse(&format!("http://server{uri}"));
+        Self(url.iter().flat_map(reqwest::Url::query_pairs).map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+}
+
 impl Book {
-    fn serve(&mut self, method: &str, path: &str, body: &Value) -> Result<Value, u16> {
+    /// As Monitoring: the newest point first, and nothing for a question that it would not answer so.
+    fn time_series(&self, query: &Query) -> Result<Vec<Value>, u16> {
+        let [from, to] = ["interval.startTime", "interval.endTime"].map(|name| timestamp(query.get(name)));
+        let (Ok(from), Ok(to)) = (from, to) else { return Err(400) };
+        let series = |label: &str, values: &BTreeMap<String, u64>, factor: u64| -> Vec<Value> {
+            let of = |(name, value): (&String, &u64)| {
+                let newest = (value * factor).to_string();
+                let points = json!([{"value": {"int64Value": newest}}, {"value": {"int64Value": "7"}}]);
+                json!({"resource": {"labels": {label: name}}, "points": points})
+            };
+            values.iter().map(of).collect()
+        };
+        let sampled = |factor| {
+            let has_a_sample = to - from >= 5 * 60 * SECOND;
+            Ok(if has_a_sample { series("subscription_id", &self.backlogs, factor) } else { Vec::new() })
+        };
+        match query.get("filter") {
+            r#"metric.type = "pubsub.googleapis.com/subscription/num_undelivered_messages""# => sampled(1),
+            r#"metric.type = "pubsub.googleapis.com/subscription/backlog_bytes""# => sampled(BYTES),
+            r#"metric.type = "pubsub.googleapis.com/subscription/oldest_unacked_message_age""# => sampled(SECONDS),
+            r#"metric.type = "run.googleapis.com/request_count" AND metric.labels.response_code_class = "5xx""# => {
+                let summed = [
+                    ("aggregation.alignmentPeriod", format!("{}s", (to - from) / SECOND)),
+                    ("aggregation.perSeriesAligner", "ALIGN_SUM".into()),
+                    ("aggregation.crossSeriesReducer", "REDUCE_SUM".into()),
+                    ("aggregation.groupByFields", "resource.labels.service_name".into()),
+                ];
+                let is_a_sum = summed.iter().all(|(name, value)| query.get(name) == value);
+                if is_a_sum { Ok(series("service_name", &self.server_errors, 1)) } else { Err(400) }
+            }
+            _ => Err(400),
+        }
+    }
+
+    fn serve(&mut self, method: &str, path: &str, query: &Query, body: &Value) -> Result<Value, u16> {
         let path = path.trim_start_matches('/');
         if let Some(project) = path.strip_prefix("v1/projects/").and_then(|rest| rest.strip_suffix("/billingInfo")) {
             let account = self.accounts.get_mut(project).ok_or(404_u16)?;
@@ -193,16 +247,7 @@ impl Book {
             );
         }
         if path.ends_with("/timeSeries") {
-            let series = |label: &str, values: &BTreeMap<String, u64>| -> Vec<Value> {
-                let of = |(name, value): (&String, &u64)| {
-                    let points = json!([{"value": {"int64Value": value.to_string()}}, {"value": {"int64Value": "7"}}]);
-                    json!({"resource": {"labels": {label: name}}, "points": points})
-                };
-                values.iter().map(of).collect()
-            };
-            let series =
-                [series("subscription_id", &self.backlogs), series("service_name", &self.server_errors)].concat();
-            return Ok(json!({"timeSeries": series}));
+            return self.time_series(query).map(|series| json!({"timeSeries": series}));
         }
         let name = path.strip_prefix("v1/").ok_or(404_u16)?;
         match (method, name.split_once(':').unwrap_or((name, ""))) {

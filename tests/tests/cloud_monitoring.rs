@@ -103,6 +103,7 @@ fn log_metrics_read_what_the_functions_write() {
         });
         let is_distribution = metric["metricDescriptor"]["valueType"] == "DISTRIBUTION";
         assert!(metric["metricDescriptor"]["metricKind"] == "DELTA" && is_distribution == extract.is_some(), "{name}");
+        assert_eq!(metric["bucketOptions"].is_object(), is_distribution, "{name}: Google asks a distribution for its buckets");
         for entry in entries.iter().filter(|entry| takes(metric["filter"].as_str().unwrap(), entry)) {
             // A counter counts entries; of a distribution the values are added up.
             let value = extract.map_or(Some(1.0), |path| member(entry, path).as_f64());
@@ -113,7 +114,10 @@ fn log_metrics_read_what_the_functions_write() {
     }
     // How often a row is tried again within the budget is a matter of time.
     let tried = ["contextflow_append_errors", "contextflow_retries"].map(|name| values.remove(name).unwrap());
-    assert!(tried[0]["batcher"] >= 1.0 && tried[0] == tried[1], "one row a try: {tried:?}");
+    let [failed, again] = tried.each_ref().map(|values| values["batcher"]);
+    assert!(again >= 1.0 && failed == again + 1.0, "one row an append: {tried:?}");
+    let failed = entries.iter().find(|entry| member(entry, "jsonPayload.message") == "append failed").unwrap();
+    assert_eq!(member(failed, "jsonPayload.reason"), "busy", "the alert on append errors points to it");
     let expected = json!({
         "contextflow_received": {"enricher": 5.0, "batcher": 3.0},
         "contextflow_landed": {"enricher": 2.0, "batcher": 1.0},
@@ -154,7 +158,7 @@ const ALERTS: [(&str, &str); 9] = [
     ("server-errors", "response_code_class=\"5xx\""),
     ("append-errors", "user_contextflow_append_errors{"),
     ("received-to-loaded", "user_contextflow_received_to_loaded_p99_bucket"),
-    ("no-events", "[${NO_EVENTS_MINUTES}m]"),
+    ("no-events", "user_contextflow_received_count{"),
     ("flood", "> ${FLOOD_PER_MINUTE}"),
     ("backstop", "pubsub.googleapis.com/subscription/dead_letter_message_count"),
     ("kill-switch", "service_name=\"kill-switch\" AND severity>=\"ERROR\""),
@@ -275,7 +279,7 @@ fn what_deploy_fills_in_is_all_that_stands_open() {
             open.extend(text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap().to_string()));
         }
     }
-    let known = ["FLOOD_PER_MINUTE", "GCP_PROJECT", "NOTIFICATION_CHANNEL", "NO_EVENTS_MINUTES"];
+    let known = ["FLOOD_PER_MINUTE", "GCP_PROJECT", "NOTIFICATION_CHANNEL", "NO_EVENTS_MINUTES", "NO_EVENTS_SECONDS"];
     assert_eq!(open, known.map(String::from).into());
 }
 

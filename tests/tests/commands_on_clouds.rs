@@ -273,12 +273,28 @@ fn the_status_of_a_deployed_pipeline_says_what_waits_what_failed_and_what_is_in_
     assert_eq!(told["server_errors"], json!({"enricher": 3}));
     let switch = told["kill_switch"].as_str().unwrap();
     assert!(switch.starts_with("armed; IN FORCE: brake, stop, detach; `contextflow release` undoes"), "{switch}");
-    // The other three subscriptions are not there; nothing is said of a brake on them.
-    assert_eq!(told["subscriptions"][1]["is_pushed"], Value::Null);
-    assert_eq!(told["unknown"].as_array().unwrap().len(), 3, "{told}");
+    // The other subscriptions are not there; nothing is said of a brake on them.
+    let subscriptions = told["subscriptions"].as_array().unwrap();
+    assert_eq!(subscriptions[1]["is_pushed"], Value::Null);
+    assert_eq!(subscriptions[4]["name"], "budget-sub", "without it the kill-switch hears nothing");
+    assert_eq!(told["unknown"].as_array().unwrap().len(), 4, "{told}");
 
     stopped.run("release", &[], &[]);
     let told = status(&[]);
     assert!(told.contains("\nkill-switch: armed; nothing in force; no notice yet"), "{told}");
     assert!(told.contains("\nanswers with 5xx in 1 hour: enricher 3"), "{told}");
+}
+
+#[test]
+fn the_status_says_what_is_in_force_though_the_warehouse_refuses() {
+    let Some(stopped) = Stopped::start() else { return };
+    let no_bigquery = [("BIGQUERY_REST_ENDPOINT", stopped.google.url.as_str())];
+
+    let told = stopped.run("status", &["--warehouse", "bigquery"], &no_bigquery);
+
+    assert!(told.contains("\nkill-switch: armed; IN FORCE: brake, stop, detach; "), "{told}");
+    for unknown in ["\nnot known: the tables: ", "\nnot known: dead letters: "] {
+        assert!(told.contains(unknown), "{told}");
+    }
+    assert!(!told.contains("no dead letters"), "{told}");
 }

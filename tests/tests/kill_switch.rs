@@ -11,7 +11,7 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::post;
 use futures::future::join_all;
-use kill_switch::controls::rest::Rest;
+use kill_switch::controls::rest::{Backlog, Rest};
 use kill_switch::day::BillingDays;
 use kill_switch::release::{self, ReleaseError, Subscription};
 use kill_switch::state::{Action, Mode, State, Status};
@@ -613,7 +613,8 @@ async fn a_release_waits_for_the_kill_switch_and_leaves_what_pushes_or_is_gone()
     assert_eq!(world.state().await.active.len(), 0);
     world.google.set_backlog("clickstream-raw-sub", 1_234);
     let backlogs = world.controls().backlogs("p", NOW).await.unwrap();
-    assert_eq!(backlogs["clickstream-raw-sub"].messages, 1_234);
+    let backlog = Backlog { messages: 1_234, bytes: 308_500, oldest_seconds: 3_702 };
+    assert_eq!(backlogs["clickstream-raw-sub"], backlog);
 }
 
 /// Before Google's own emulator: what is published while the pipeline is braked waits, and comes after the release.

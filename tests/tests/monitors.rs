@@ -17,6 +17,23 @@ use shared::settings::Settings;
 use shared::sink::bigquery::BigQuerySink;
 use shared::sink::{Batch, Outcome, Sink};
 
+#[test]
+fn every_streaming_table_is_watched() {
+    for plan in Registry::built_in().unwrap().plans().filter(|plan| plan.system.is_some()) {
+        let table = format!("FROM `{}`", plan.table.full_name());
+        let partitions = format!("FROM `{}.INFORMATION_SCHEMA.PARTITIONS`", plan.table.dataset);
+        for (monitor, source) in [
+            ("latency_by_minute", &table),
+            ("partitions_by_day", &table),
+            ("validation", &table),
+            ("bytes_by_partition", &partitions),
+        ] {
+            let sql = read(&infra().join(format!("sql/monitors/{monitor}.sql")));
+            assert!(sql.contains(source.as_str()), "{monitor} lacks {source}");
+        }
+    }
+}
+
 /// The monitor's question as it would have been asked at noon of 2024-07-10.
 fn asked_then(monitor: &str) -> String {
     let mut sql = read(&infra().join(format!("sql/monitors/{monitor}.sql")));

@@ -15,6 +15,14 @@ fn a_month_costs_what_its_lines_say() {
 }
 
 #[test]
+fn no_price_is_told_of_a_request_that_the_publisher_refuses() {
+    let output = run(["cost", "--rps", "1", "--batch", "500", "--event-bytes", "5000"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    assert!(told.contains("a request of 2500000 bytes; the publisher takes 1048576 at most"), "{told}");
+}
+
+#[test]
 fn a_price_table_of_ones_own_takes_the_place_of_the_built_in_one() {
     let built_in = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../infra/prices.json")).unwrap();
     let mut table: Value = serde_json::from_str(&built_in).unwrap();

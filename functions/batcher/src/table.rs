@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::join;
 use shared::clock::Clock;
 use shared::metrics::Metrics;
-use shared::schema::Plan;
+use shared::schema::{DEAD_LETTER, Plan};
 use shared::sink::{Batch, Outcome, Sink};
 use shared::window::Window;
 use tokio::time::Instant;
@@ -97,12 +97,6 @@ impl Tables {
             if open.is_empty() || Instant::now() + jittered >= until {
                 return outcomes;
             }
-            tracing::warn!(
-                event_type = plan.event_type,
-                rows = open.len(),
-                pause_ms = jittered.as_millis(),
-                "append to be tried again"
-            );
             self.metrics.retries.inc_by(open.len() as u64);
             tokio::time::sleep(jittered).await;
             pause = (pause * 2).min(MAX_PAUSE);
@@ -188,7 +182,19 @@ impl Flush {
             push.keys.clear();
         }
         self.metrics.append(batch.rows.len(), started.elapsed());
-        self.metrics.landed.inc_by(outcomes.iter().filter(|outcome| **outcome == Outcome::Done).count() as u64);
+        let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count();
+        // A dead letter is counted where it is made; in its table it is not an event that has landed.
+        if batch.plan.event_type != DEAD_LETTER {
+            self.metrics.landed.inc_by(count(|outcome| *outcome == Outcome::Done) as u64);
+        }
+        let reason = outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Retry(reason) => Some(reason),
+            _ => None,
+        });
+        if let Some(reason) = reason {
+            let (event_type, rows) = (&batch.plan.event_type, count(|outcome| matches!(outcome, Outcome::Retry(_))));
+            tracing::warn!(event_type, rows, reason, "append failed");
+        }
         let mut rest = outcomes.into_iter();
         pushes.iter().map(|push| rest.by_ref().take(push.rows.len()).collect()).collect()
     }

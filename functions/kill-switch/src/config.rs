@@ -14,6 +14,8 @@ use crate::turn::Targets;
 /// The pipeline's subscriptions, in the order of the flow.
 pub const SUBSCRIPTIONS: &str =
     "clickstream-raw-sub,clickstream-enriched-sub,clickstream-archive-sub,clickstream-dead-letter-sub";
+/// What brings the notices.
+pub const BUDGET_SUBSCRIPTION: &str = "budget-sub";
 /// Longer than Pub/Sub tries to deliver a notice before it gives up, 100 times with pauses of up to 10 minutes.
 const MAX_NOTICE_AGE: Duration = Duration::from_hours(24);
 
@@ -129,7 +131,7 @@ fn subscriptions(settings: &Settings) -> Result<Vec<String>, SettingError> {
         let is_full = one.starts_with("projects/");
         if is_full { one.to_string() } else { format!("projects/{project}/subscriptions/{one}") }
     };
-    let budget = full(settings.text("BUDGET_SUBSCRIPTION", "budget-sub"));
+    let budget = full(settings.text("BUDGET_SUBSCRIPTION", BUDGET_SUBSCRIPTION));
     let subscriptions: Vec<_> =
         list(name, settings.text(name, SUBSCRIPTIONS))?.iter().map(|subscription| full(subscription)).collect();
     if subscriptions.contains(&budget) {

@@ -20,10 +20,10 @@ pub struct Status {
     pub pipeline: String,
     /// One a subscription.
     pub subscriptions: Vec<Backlog>,
-    /// One a streaming table.
+    /// One a streaming table; none where the warehouse does not say.
     pub tables: Vec<Rows>,
-    /// Those of the last 24 hours that were not replayed, by stage and reason.
-    pub dead_letters: Vec<Group>,
+    /// Those of the last 24 hours that were not replayed, by stage and reason; none where the warehouse does not say.
+    pub dead_letters: Option<Vec<Group>>,
     /// Requests that the services answered with 5xx in the last hour; none where nothing counts them.
     pub server_errors: Option<BTreeMap<String, u64>>,
     /// What stops the spending, in words.
@@ -59,21 +59,24 @@ pub struct Rows {
 }
 
 impl Status {
-    /// Asks a warehouse for its part; what is not known yet is to be filled in.
-    pub async fn of(source: &dyn Source, registry: &Registry, now: Micros) -> Result<Self, Failure> {
-        let rows = source.rows(&rows_query(registry, now)).await?.into_iter();
-        let tables = rows.map(|row| serde_json::from_value(Value::Object(row)).map_err(Failure::work));
+    /// What a warehouse tells, and what it does not; the rest is to be filled in.
+    pub async fn of(source: &dyn Source, registry: &Registry, now: Micros) -> Self {
         let since = format!("failed_at >= TIMESTAMP '{}'", timestamp_text(now - DAY));
         let selection = Selection { condition: Some(since), ..Selection::default() };
-        Ok(Self {
+        let mut unknown = Vec::new();
+        let tables = tables(source, registry, now).await;
+        let tables = tables.inspect_err(|error| unknown.push(format!("the tables: {error}"))).unwrap_or_default();
+        let dead_letters = groups(source, &selection, false).await;
+        let dead_letters = dead_letters.inspect_err(|error| unknown.push(format!("dead letters: {error}"))).ok();
+        Self {
             pipeline: String::new(),
             subscriptions: Vec::new(),
-            tables: tables.collect::<Result<_, _>>()?,
-            dead_letters: groups(source, &selection, false).await?,
+            tables,
+            dead_letters,
             server_errors: None,
             kill_switch: String::new(),
-            unknown: Vec::new(),
-        })
+            unknown,
+        }
     }
 
     /// For people. Ages are relative to `now`.
@@ -85,20 +88,24 @@ impl Status {
             let held = if backlog.is_pushed == Some(false) { "  held back: nothing is pushed" } else { "" };
             println!("{:36} {waiting:>10}  {}{held}", backlog.name, age(backlog.oldest_published_at.as_deref(), now));
         }
-        println!("\n{:36} {:>10} {:>10}  last row", "table", "1 hour", "24 hours");
+        if !self.tables.is_empty() {
+            println!("\n{:36} {:>10} {:>10}  last row", "table", "1 hour", "24 hours");
+        }
         for rows in &self.tables {
             let (hour, last) = (rows.hour.unwrap_or(0), age(rows.last_loaded_at.as_deref(), now));
             println!("{:36} {hour:>10} {:>10}  {last}", rows.table, rows.day);
         }
-        if self.dead_letters.is_empty() {
-            println!("\nno dead letters in 24 hours");
-        } else {
-            println!("\n{:36} {:>10}  last", "dead letters of 24 hours", "letters");
-            for group in &self.dead_letters {
-                let name = format!("{}: {}", group.stage, group.reason);
-                println!("{name:36} {:>10}  {}", group.letters, age(Some(&group.last_seen), now));
+        match self.dead_letters.as_deref() {
+            None => {}
+            Some([]) => println!("\nno dead letters in 24 hours"),
+            Some(groups) => {
+                println!("\n{:36} {:>10}  last", "dead letters of 24 hours", "letters");
+                for group in groups {
+                    let name = format!("{}: {}", group.stage, group.reason);
+                    println!("{name:36} {:>10}  {}", group.letters, age(Some(&group.last_seen), now));
+                }
+                println!("see them with `contextflow dead-letters list`");
             }
-            println!("see them with `contextflow dead-letters list`");
         }
         if let Some(errors) = &self.server_errors {
             let counts: Vec<_> = errors.iter().map(|(service, count)| format!("{service} {count}")).collect();
@@ -110,6 +117,11 @@ impl Status {
             println!("not known: {unknown}");
         }
     }
+}
+
+async fn tables(source: &dyn Source, registry: &Registry, now: Micros) -> Result<Vec<Rows>, Failure> {
+    let rows = source.rows(&rows_query(registry, now)).await?.into_iter();
+    rows.map(|row| serde_json::from_value(Value::Object(row)).map_err(Failure::work)).collect()
 }
 
 /// Rows of the last day by table, in SQL that both engines understand. Only the partitions of that day are read.

@@ -43,6 +43,14 @@ fn positive(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let prices = table(args.prices.as_deref())?;
     let batch = f64::from(args.batch);
+    let request = batch * args.event_bytes;
+    let most = u32::try_from(publisher::MAX_BODY).unwrap_or(u32::MAX);
+    if request > f64::from(most) {
+        return Err(Failure::usage(format!(
+            "--batch {} --event-bytes {}: a request of {request} bytes; the publisher takes {most} at most",
+            args.batch, args.event_bytes
+        )));
+    }
     let load = Load { rps: args.rps, event_bytes: args.event_bytes, batch, regions: args.regions, pack: None };
     let bill = Bill::of(load, &prices).map_err(|reason| Failure::usage(format!("price table: {reason}")))?;
     if args.json {

@@ -16,8 +16,11 @@ const MONTH_SECONDS: f64 = 30.0 * 24.0 * 3_600.0;
 const PUBSUB_MIN_BYTES: f64 = 1_000.0;
 /// API Gateway counts a request once for each of these.
 const HTTP_API_BYTES: f64 = 512.0 * 1_024.0;
-/// The largest message of the enriched topic.
+/// The largest message of the enriched topic, in rows and in bytes.
 const MAX_PACK_ROWS: f64 = 500.0;
+const MAX_PACK_BYTES: f64 = 1_048_576.0;
+/// The largest object of the archive, in bytes before it is packed.
+const MAX_OBJECT_BYTES: f64 = 8_388_608.0;
 
 /// What comes in.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -103,11 +106,11 @@ impl Bill {
         let (requests_a_second, request_bytes) = (load.rps / load.batch, load.batch * load.event_bytes);
         let message_bytes = request_bytes + assumed("message_bytes")?;
 
-        // What comes within a window of the enricher leaves as one message, and never less than what came together.
-        let gathered = (load.rps * assumed("pack_seconds")?).max(load.batch).min(MAX_PACK_ROWS);
-        let pack = load.pack.unwrap_or(gathered).max(1.0);
-        let (packs, packs_a_second) = (events / pack, load.rps / pack);
+        // What comes within a window of the enricher leaves as one message, as does what came together, if it fits.
         let row_bytes = load.event_bytes + assumed("row_bytes")?;
+        let gathered = (load.rps * assumed("pack_seconds")?).max(load.batch);
+        let pack = load.pack.unwrap_or(gathered.min(MAX_PACK_ROWS).min(MAX_PACK_BYTES / row_bytes)).max(1.0);
+        let (packs, packs_a_second) = (events / pack, load.rps / pack);
         let pack_bytes = pack * row_bytes + assumed("message_bytes")?;
 
         // An instance is charged while it holds a push: pushes come at random, a window of the archive opens with one.
@@ -141,7 +144,8 @@ impl Bill {
         let table_bytes = events * (load.event_bytes + assumed("bigquery_row_bytes")?);
         lines.one("storage_write", table_bytes, false)?;
         lines.one("bigquery_storage", table_bytes, false)?;
-        lines.one("archive_writes", MONTH_SECONDS * is_open / window, false)?;
+        let objects = (MONTH_SECONDS * is_open / window).max(events * row_bytes / MAX_OBJECT_BYTES);
+        lines.one("archive_writes", objects, false)?;
         lines.one("archive_storage", events * row_bytes * assumed("archive_ratio")?, false)?;
 
         let cpu = load.rps / assumed("dataflow_events_a_cpu_second")? / share;
@@ -223,6 +227,18 @@ mod tests {
         // 20 events have 5,150 bytes, one is counted as 1,000.
         assert!((ratio("Pub/Sub", "raw topic") - 20.0 * 1_000.0 / 5_150.0).abs() < 1e-9);
         assert!(twenty.total.list < single.total.list / 4.0);
+    }
+
+    #[test]
+    fn packs_and_objects_are_no_larger_than_the_pipeline_makes_them() {
+        let load = Load { rps: 1_000.0, event_bytes: 5_000.0, batch: 200.0, regions: 1, pack: None };
+        let prices = PriceTable::built_in().unwrap();
+        let bill = Bill::of(load, &prices).unwrap();
+        let quantity = |what: &str| bill.lines.iter().find(|line| line.what.starts_with(what)).unwrap().quantity * 1e6;
+        let bytes = bill.events * (5_000.0 + prices.assumed("row_bytes").unwrap());
+        // A push a request, and two a pack of 1 MiB; an object each 8 MiB.
+        assert!((quantity("pushes") - (bill.events / 200.0 + 2.0 * bytes / 1_048_576.0)).abs() < 1.0);
+        assert!((quantity("archive objects written") - bytes / 8_388_608.0).abs() < 1.0);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `contextflow status --warehouse bigquery`: the deployed pipeline, asked of BigQuery, Pub/Sub, Cloud Monitoring and the
 //! kill-switch's state.
 
-use kill_switch::config::SUBSCRIPTIONS;
+use kill_switch::config::{BUDGET_SUBSCRIPTION, SUBSCRIPTIONS};
 use kill_switch::controls::Controls as _;
 use kill_switch::controls::rest::Rest;
-use kill_switch::state::{Interval, Mode, State};
+use kill_switch::state::{self, Interval, Mode, State};
 use kill_switch::turn::pushes;
 use shared::clock::{Clock, Micros, SECOND};
 use shared::decode::time::timestamp_text;
@@ -22,7 +22,7 @@ pub async fn status(args: &Args, clock: &Clock) -> Result<Status, Failure> {
     let (project, settings, now) = (project(&args.place)?, Settings::from_env(), clock.now());
     let google = Rest::new(&settings).map_err(Failure::usage)?;
     let store = state(args.state.as_deref(), project, &settings)?;
-    let mut status = Status::of(&Letters(open(&args.place).await?), &registry, now).await?;
+    let mut status = Status::of(&Letters(open(&args.place).await?), &registry, now).await;
     status.pipeline = format!("the pipeline of project {project}");
     subscriptions(&mut status, &google, project, now).await;
     match google.server_errors(project, now).await {
@@ -44,7 +44,7 @@ async fn subscriptions(status: &mut Status, google: &Rest, project: &str, now: M
     if let Err(error) = &backlogs {
         status.unknown.push(format!("what waits: {error}"));
     }
-    for name in SUBSCRIPTIONS.split(',') {
+    for name in SUBSCRIPTIONS.split(',').chain([BUDGET_SUBSCRIPTION]) {
         let settings = google.push_settings(&format!("projects/{project}/subscriptions/{name}")).await;
         if let Err(error) = &settings {
             status.unknown.push(format!("{name}: {error}"));
@@ -77,7 +77,18 @@ fn words(state: &State, now: Micros) -> String {
         format!("IN FORCE: {}; `contextflow release` undoes brake and stop", active.join(", "))
     };
     let heard = state.interval.as_ref().map_or("no notice yet".to_string(), |interval| heard(interval, now));
-    format!("{mode}; {in_force}; {heard}")
+    let due = called_for(state, state::Status::Due, "DUE and not wholly done");
+    let rehearsed = called_for(state, state::Status::Rehearsed, "armed, it would have acted");
+    format!("{mode}; {in_force}{due}{rehearsed}; {heard}")
+}
+
+/// `; <what>: stop since 2026-11-27T07:30:00Z`, or nothing.
+fn called_for(state: &State, status: state::Status, what: &str) -> String {
+    let actions = state.interval.iter().flat_map(|interval| &interval.actions);
+    let of_status = actions.filter(|(_, record)| record.status == status);
+    let told: Vec<_> =
+        of_status.map(|(action, record)| format!("{action} since {}", timestamp_text(record.since))).collect();
+    if told.is_empty() { String::new() } else { format!("; {what}: {}", told.join(", ")) }
 }
 
 fn heard(interval: &Interval, now: Micros) -> String {
@@ -114,5 +125,14 @@ mod tests {
             "armed; IN FORCE: brake, stop; `contextflow release` undoes brake and stop; 81.50 spent since 2026-11-01, of it \
              10.25 on 2026-11-26, by a notice 4 h old"
         );
+        let since = |status| json!({"status": status, "limit": "day", "since": "2026-11-27T07:30:00Z"});
+        let interval = state.interval.as_mut().unwrap();
+        interval.actions = serde_json::from_value(json!({"brake": since("done"), "stop": since("due")})).unwrap();
+        let told = words(&state, now);
+        assert!(told.contains("undoes brake and stop; DUE and not wholly done: stop since 2026-11-27T07:30:00Z; 81.50"), "{told}");
+        let interval = state.interval.as_mut().unwrap();
+        interval.actions = serde_json::from_value(json!({"brake": since("rehearsed")})).unwrap();
+        let told = words(&state, now);
+        assert!(told.contains("; armed, it would have acted: brake since 2026-11-27T07:30:00Z; "), "{told}");
     }
 }
