@@ -20,7 +20,7 @@ setting() { # NAME PATTERN WHAT
 }
 
 check_settings() {
-    local money='[0-9]+ [A-Z]{3}'
+    local money='0*[1-9][0-9]* [A-Z]{3}' percent='[1-9][0-9]{0,2}|1000'
     setting GCP_PROJECT '[a-z][-a-z0-9]{4,28}[a-z0-9]' "a project id"
     setting GCP_REGION '[a-z]+-[a-z]+[0-9]+' "a region, such as europe-west1"
     setting BIGQUERY_LOCATION '[A-Za-z0-9-]+' "a location of BigQuery, such as EU"
@@ -31,9 +31,9 @@ check_settings() {
     setting MONTHLY_LIMIT "$money" "whole units and a currency: 100 USD"
     setting DAILY_LIMIT "$money" "whole units and a currency: 20 USD"
     setting AWS_DAILY_LIMIT '[0-9]+(\.[0-9]+)? USD' "an amount in USD: 5 USD"
-    setting BRAKE_AT '[1-9][0-9]*' "percent"
-    setting STOP_AT '[1-9][0-9]*' "percent"
-    setting DETACH_AT '[1-9][0-9]*' "percent"
+    setting BRAKE_AT "$percent" "percent, 1 to 1000"
+    setting STOP_AT "$percent" "percent, 1 to 1000"
+    setting DETACH_AT "$percent" "percent, 1 to 1000"
     setting NO_EVENTS_MINUTES '[1-9][0-9]*' "minutes"
     setting FLOOD_PER_MINUTE '[1-9][0-9]*' "events a minute"
     [ -z "${SITE_ORIGIN:-}" ] || setting SITE_ORIGIN 'https?://[^/ ]+' "an origin: https://www.example.com, without a path"
@@ -136,18 +136,16 @@ check_billing() {
     local there
     there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>/dev/null) || true
     [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
-        problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT"
+        problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT (if the kill-switch has detached it, look at the cost first, and run contextflow release afterwards)"
 }
 
 # A pipeline that the kill-switch has stopped is started again by whoever decides so, not by the next deployment.
 refuse_under_a_brake() {
-    local state braked
+    local acted braked
     # shellcheck source-path=SCRIPTDIR source=gcp/names.sh
     . gcp/names.sh
-    state=$(look storage cat "gs://$OWN_BUCKET/kill-switch/state.json" | tr -d ' \n')
-    if [[ $state =~ \"active\":\[([^]]+)\] ]]; then
-        problem "the kill-switch has acted: ${BASH_REMATCH[1]//\"/} in force; look at the cost, then: contextflow release"
-    fi
+    acted=$(in_force)
+    [ -z "$acted" ] || problem "the kill-switch has acted: $acted in force; look at the cost, then: contextflow release"
     braked=$(look pubsub subscriptions list --format='value[separator="|"](name.basename(),pushConfig.pushEndpoint)' |
         sed -n 's/^\(clickstream-[a-z-]*-sub\)|$/\1/p' | tr '\n' ' ')
     if [ -n "$braked" ]; then

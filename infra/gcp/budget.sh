@@ -15,30 +15,35 @@ budgets() {
 }
 
 up() {
-    local id there amount currency percent rules=() shares=
+    local id there amount currency percent wanted counts rules=() shares=
     read -r amount currency <<<"$MONTHLY_LIMIT"
     for percent in $(printf '%s\n' 50 "$BRAKE_AT" "$STOP_AT" "$DETACH_AT" | sort -nu); do
         percent=$(awk "BEGIN { print $percent / 100 }")
         shares+=${shares:+;}$percent
         rules+=("percent=$percent")
     done
+    counts=(--filter-projects="projects/$GCP_PROJECT" --calendar-period=month)
     id=$(budget_id)
     if [ -z "$id" ] || [ -n "$DRY_RUN" ]; then
         say "budget $BUDGET: make it"
-        budgets create --display-name="$BUDGET" --budget-amount="$amount$currency" --filter-projects="projects/$GCP_PROJECT" \
-            --calendar-period=month "${rules[@]/#/--threshold-rule=}" --notifications-rule-pubsub-topic="$TOPIC" --format=none
+        budgets create --display-name="$BUDGET" --budget-amount="$amount$currency" "${counts[@]}" \
+            "${rules[@]/#/--threshold-rule=}" --notifications-rule-pubsub-topic="$TOPIC" --format=none
         return
     fi
     there=$(HOW=look budgets describe "$id" --format='value[separator="|"](
         amount.specifiedAmount.units,
         amount.specifiedAmount.currencyCode,
         thresholdRules.thresholdPercent.list(separator=";"),
-        notificationsRule.pubsubTopic)' | sed 's/\.0\([;|]\)/\1/g')
-    if [ "$there" = "$amount|$currency|$shares|$TOPIC" ]; then
+        notificationsRule.pubsubTopic,
+        budgetFilter.calendarPeriod,
+        budgetFilter.projects.list())' | sed 's/\.0\([;|]\)/\1/g')
+    wanted="$amount|$currency|$shares|$TOPIC|MONTH"
+    # Google tells the project by its number.
+    if [ "$there" = "$wanted|projects/$GCP_PROJECT" ] || [ "$there" = "$wanted|projects/$(project_number)" ]; then
         unchanged "budget $BUDGET"
     else
         say "budget $BUDGET: $MONTHLY_LIMIT a month"
-        budgets update "$id" --budget-amount="$amount$currency" --clear-threshold-rules "${rules[@]/#/--add-threshold-rule=}" \
+        budgets update "$id" --budget-amount="$amount$currency" "${counts[@]}" --clear-threshold-rules "${rules[@]/#/--add-threshold-rule=}" \
             --notifications-rule-pubsub-topic="$TOPIC" --format=none
     fi
 }

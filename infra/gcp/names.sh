@@ -126,6 +126,15 @@ held() { # MEMBER ROLE CONDITION
     fi
 }
 
+# What the kill-switch has done and nobody has released, `brake,stop`.
+in_force() {
+    local state
+    state=$(look storage cat "gs://$OWN_BUCKET/kill-switch/state.json" | tr -d ' \n')
+    if [[ $state =~ \"active\":\[([^]]+)\] ]]; then
+        echo "${BASH_REMATCH[1]//\"/}"
+    fi
+}
+
 # A folder for files that commands read. It stays, so that the commands of a dry run can be given by hand.
 folder_for() { # CONCERN
     mkdir -p "$FILES/$1"

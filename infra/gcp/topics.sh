@@ -31,6 +31,7 @@ up() {
         say "Pub/Sub's own account in this project: see that it is there"
         change beta services identity create --service=pubsub.googleapis.com --format=none
     fi
+    [[ $(in_force) != *stop* ]] || die "the kill-switch has stopped the publisher; look at the cost, then: contextflow release"
     may_publish "$(member publisher)" "$RAW_TOPIC"
     may_publish "$(member enricher)" "$ENRICHED_TOPIC"
     may_publish "$(member batcher)" "$ENRICHED_TOPIC"
@@ -45,13 +46,15 @@ may_publish() { # MEMBER TOPIC
     grant "$1" roles/pubsub.publisher "" pubsub topics @ "$2"
 }
 
-# Takes every other role on the budget's topic away.
+# Takes every other role on the budget's topic away, with whatever condition it was given.
 others() {
     local role member
     while IFS='|' read -r role member; do
         [ -n "$role" ] || continue
-        [ "$role $member" = "roles/pubsub.publisher $BUDGET_PUBLISHER" ] ||
-            revoke "$member" "$role" "" pubsub topics @ "$BUDGET_TOPIC"
+        if [ "$role $member" != "roles/pubsub.publisher $BUDGET_PUBLISHER" ]; then
+            say "$BUDGET_TOPIC: take $role from ${member#*:}"
+            change pubsub topics remove-iam-policy-binding "$BUDGET_TOPIC" --member="$member" --role="$role" --format=none
+        fi
     done < <(look pubsub topics get-iam-policy "$BUDGET_TOPIC" --flatten='bindings[].members[]' --format='value[separator="|"](bindings.role,bindings.members)')
 }
 

@@ -5,7 +5,7 @@
 //! `cargo test --workspace --features contextflow/cloud,pipeline-tests/cloud`.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -203,16 +203,20 @@ impl Stopped {
         serde_json::from_slice(&self.runtime.block_on(read)).unwrap()
     }
 
-    /// What a command prints.
+    /// What a command that ends well prints.
     fn run(&self, command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+        let output = self.output(command, arguments, environment);
+        assert!(output.status.success(), "{command} {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn output(&self, command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut process = Command::new(binary());
         process.args([command, "--project", "p", "--state", "s3://states/kill-switch"]).args(arguments);
         for endpoint in ["PUBSUB_ENDPOINT", "BILLING_ENDPOINT", "MONITORING_ENDPOINT"] {
             process.env(endpoint, &self.google.url);
         }
-        let output = process.envs(bucket::environment(&self.moto)).envs(environment.iter().copied()).output().unwrap();
-        assert!(output.status.success(), "{command} {arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
+        process.envs(bucket::environment(&self.moto)).envs(environment.iter().copied()).output().unwrap()
     }
 }
 
@@ -224,10 +228,17 @@ fn a_release_tells_what_it_would_undo_undoes_it_and_tells_how_to_link_billing() 
     let told = release(&["--dry-run"]);
     assert!(told.contains("clickstream-raw-sub would push again; 12 messages wait"), "{told}");
     assert!(stopped.google.changes().is_empty());
+    stopped.google.fail("POST", ":modifyPushConfig", Answer::Status(403), 1);
+    let half = stopped.output("release", &[], &[]);
+    assert_eq!(half.status.code(), Some(1));
+    let (told, error) = (text(&half.stdout), text(&half.stderr));
+    assert!(told.contains("to link it: gcloud billing projects link p --billing-account=0A-0B"), "{told}");
+    assert!(error.contains("not undone: POST") && error.contains("run this again"), "{error}");
+    assert!(!told.contains("no longer in force"), "{told}");
 
     let report: Value = serde_json::from_str(&release(&["--json"])).unwrap();
 
-    assert_eq!(report["in_force"], json!(["brake", "stop", "detach"]));
+    assert_eq!(report["in_force"], json!(["brake", "detach"]));
     assert_eq!(report["subscriptions"][0]["became"], "restored");
     assert_eq!(report["to_link"], json!(["gcloud billing projects link p --billing-account=0A-0B"]));
     assert_eq!(stopped.google.push(Stopped::SUBSCRIPTION), Stopped::pushing());

@@ -20,6 +20,8 @@ use pipeline_tests::parts::{self, Process, free_port};
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use reqwest::Method;
 use serde_json::{Value, json};
+use shared::clock::{Clock, DAY};
+use shared::decode::time::timestamp_text;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -40,7 +42,7 @@ fn a_deployment_is_made_used_and_removed() {
 
     what_was_built_is_what_runs(&clouds, &first);
     events_go_through(&clouds, &first);
-    a_brake_is_not_undone(&clouds);
+    what_pushes_nowhere_is_not_undone(&clouds);
 
     let destroy = clouds.run("destroy.sh", &[]).expect_success();
     eprintln!("destroy.sh: {:?}", destroy.took);
@@ -212,25 +214,21 @@ fn what_google_keeps_of_the_removed_is_taken_back(clouds: &Clouds) {
     }
 }
 
-/// The kill-switch has braked: deploy.sh says so and makes nothing.
-fn a_brake_is_not_undone(clouds: &Clouds) {
-    let refused = |why: &str| {
-        let run = clouds.deploy(&[]);
-        assert_ne!(run.code, Some(0), "{why}: {}", run.printed);
-        assert_eq!(lines(&run.changes()), Vec::<String>::new(), "{why}");
-        assert!(run.printed.contains("contextflow release"), "{why}: {}", run.printed);
-    };
-    let object = format!("/storage/v1/b/{PROJECT}-contextflow/o/kill-switch%2Fstate.json");
-    let upload = format!("/upload/storage/v1/b/{PROJECT}-contextflow/o?uploadType=media&name=kill-switch/state.json");
-    clouds.google(&Method::POST, "storage.googleapis.com", &upload, &json!({"active": ["brake"]}));
-    refused("the kill-switch's state");
-    clouds.google(&Method::DELETE, "storage.googleapis.com", &object, &Value::Null);
+/// A deployment that changes nothing, and says how the kill-switch's work is undone.
+fn refused(clouds: &Clouds, why: &str) {
+    let run = clouds.deploy(&[]);
+    assert_ne!(run.code, Some(0), "{why}: {}", run.printed);
+    assert_eq!(lines(&run.changes()), Vec::<String>::new(), "{why}");
+    assert!(run.printed.contains("contextflow release"), "{why}: {}", run.printed);
+}
 
+/// Somebody has braked by hand, or the state is gone.
+fn what_pushes_nowhere_is_not_undone(clouds: &Clouds) {
     let subscription = format!("/v1/projects/{PROJECT}/subscriptions/clickstream-raw-sub");
     let there = clouds.google(&Method::GET, "pubsub.googleapis.com", &subscription, &Value::Null);
     let modify = format!("{subscription}:modifyPushConfig");
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": {}}));
-    refused("a subscription that pushes nowhere");
+    refused(clouds, "a subscription that pushes nowhere");
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": there["pushConfig"]}));
 }
 
@@ -362,22 +360,25 @@ fn healthy(url: &str) {
 /// addresses that Cloud Run names, into the tables, views and buckets that the scripts made.
 fn events_go_through(clouds: &Clouds, run: &Ran) {
     // The emulator pushes without a token, whatever the subscription says: the functions may not ask for one here.
-    let off = [("PUSH_AUTH", "off"), ("ARCHIVE_WAIT_MS", "500")];
+    let changed = [("PUSH_AUTH", "off"), ("ARCHIVE_WAIT_MS", "500"), ("MODE", "armed"), ("DAILY_LIMIT", "1000 USD")];
     let _functions: Vec<_> = SERVICES
         .iter()
         .zip(clouds.ports)
-        .map(|(name, port)| Deployed::service(clouds, name).start(clouds, Some(port), &off))
+        .map(|(name, port)| Deployed::service(clouds, name).start(clouds, Some(port), &changed))
         .collect();
     let (_publisher, url) = Deployed::function(clouds, run).start(clouds, None, &[]);
-    let now = shared::decode::time::timestamp_text(shared::clock::Clock::system().now());
+    let now = timestamp_text(Clock::system().now());
     let events = json!([
         {"userId": "u1", "eventName": "page_view", "ipAddress": "8.8.8.8", "eventTimestamp": now, "eventId": "good"},
         {"event_type": "order", "order_id": "o1", "order_date": now, "event_id": "order", "total_amount": 12.34},
         {"userId": "u2", "eventTimestamp": "yesterday", "eventId": "broken"},
     ]);
     let client = reqwest::blocking::Client::new();
-    let answer = client.post(format!("{url}/publish")).json(&events).send().unwrap();
-    assert_eq!(answer.status(), 200, "{}", answer.text().unwrap_or_default());
+    let publish = |events: &Value| {
+        let answer = client.post(format!("{url}/publish")).json(events).send().unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text().unwrap_or_default());
+    };
+    publish(&events);
 
     let tables = BigQueryApi::at(&clouds.bigquery.rest);
     let row = |sql: &str| wait_for(sql, || tables.query(sql).first().cloned());
@@ -394,22 +395,40 @@ fn events_go_through(clouds: &Clouds, run: &Ran) {
     };
     wait_for("objects of the archive", objects);
 
-    // A notice of the budget, as its own publisher sends it, comes to the kill-switch, which notes what was spent.
-    let kill_switch = Deployed::service(clouds, "kill-switch");
-    let of_budget = ["BILLING_ACCOUNT_ID", "BUDGET_ID"].map(|name| kill_switch.environment[name].as_str());
-    let notice = json!({
-        "budgetDisplayName": "budget", "costAmount": 1.5, "costIntervalStart": month_of(&now), "budgetAmount": 100.0,
-        "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+    a_brake_loses_nothing_and_no_deployment_undoes_it(clouds, || {
+        publish(&json!([{"userId": "u3", "eventTimestamp": now, "eventId": "braked"}]));
     });
-    let attributes = [("billingAccountId", of_budget[0]), ("budgetId", of_budget[1]), ("schemaVersion", "1.0")];
-    PubSubApi::at(&clouds.pubsub.url).publish("budget-topic", notice.to_string().as_bytes(), &attributes);
-    let state = format!("gs://{PROJECT}-contextflow/kill-switch/state.json");
-    wait_for(&state, || clouds.state()["objects"].get(&state).cloned());
+    row("SELECT event_id FROM contextflow.v_clickstream_events WHERE event_id = 'braked'");
 }
 
-/// The beginning of the month of a time.
-fn month_of(time: &str) -> String {
-    format!("{}-01T08:00:00Z", &time[..7])
+/// Notices of the budget, as its own publisher sends them, come to the kill-switch.
+fn a_brake_loses_nothing_and_no_deployment_undoes_it(clouds: &Clouds, publish: impl Fn()) {
+    let kill_switch = Deployed::service(clouds, "kill-switch").environment;
+    let of_budget = ["BILLING_ACCOUNT_ID", "BUDGET_ID"].map(|name| kill_switch[name].as_str());
+    let attributes = [("billingAccountId", of_budget[0]), ("budgetId", of_budget[1]), ("schemaVersion", "1.0")];
+    let yesterday = timestamp_text(Clock::system().now() - DAY);
+    let notice = |cost: f64| {
+        let notice = json!({
+            "budgetDisplayName": "budget", "costAmount": cost, "costIntervalStart": yesterday, "budgetAmount": 100.0,
+            "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+        });
+        PubSubApi::at(&clouds.pubsub.url).publish("budget-topic", notice.to_string().as_bytes(), &attributes);
+    };
+    let object = format!("/storage/v1/b/{PROJECT}-contextflow/o/kill-switch%2Fstate.json?alt=media");
+    let state = || clouds.google(&Method::GET, "storage.googleapis.com", &object, &Value::Null);
+    notice(1.5);
+    wait_for("what was spent", || (state()["interval"]["highest"] == 1.5).then_some(()));
+    notice(85.0);
+    wait_for("the brake", || (state()["interval"]["actions"]["brake"]["status"] == "done").then_some(()));
+    publish();
+    refused(clouds, "a brake");
+
+    let mut release = clouds.command(clouds.binaries().join("contextflow"));
+    release.args(["release", "--project", PROJECT]).env("STORAGE_ENDPOINT", clouds.url());
+    release.env("PUBSUB_ENDPOINT", &clouds.pubsub.url).env("MONITORING_ENDPOINT", clouds.url());
+    let output = release.env("BILLING_ENDPOINT", clouds.url()).output().unwrap();
+    let (told, error) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && told.contains("no longer in force: brake;"), "{told}{error}");
 }
 
 fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {

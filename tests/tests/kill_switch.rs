@@ -14,7 +14,7 @@ use futures::future::join_all;
 use kill_switch::controls::rest::{Backlog, Rest};
 use kill_switch::day::BillingDays;
 use kill_switch::release::{self, ReleaseError, Subscription};
-use kill_switch::state::{Action, Mode, State, Status};
+use kill_switch::state::{Action, Claim, Grant, Mode, State, Status};
 use kill_switch::store::Store;
 use kill_switch::{Config, Deps, KillSwitch};
 use object_store::ObjectStoreExt as _;
@@ -500,6 +500,29 @@ async fn one_that_dies_at_work_leaves_it_to_the_next_after_its_claim() {
     }
 }
 
+/// The project's last words may be lost with its bucket: a detach that nobody could write down is not done to whoever has linked
+/// the project again, while one that was broken off just before it is done.
+#[tokio::test]
+async fn a_project_that_was_linked_again_after_a_detach_is_left_so() {
+    let linked = format!("billingAccounts/{ACCOUNT}");
+    for (later, account) in [(2 * HOUR, linked.as_str()), (61 * SECOND, "")] {
+        let world = World::start().await;
+        assert_eq!(world.instance().push(&Notice::of(125.0)).await, 204);
+        let unwritten = |state: &mut State| {
+            state.interval.as_mut().unwrap().actions.get_mut(&Action::Detach).unwrap().status = Status::Due;
+            state.claim = Some(Claim { by: "gone with the project".into(), until: NOW });
+        };
+        world.store().update(unwritten).await.unwrap();
+        world.google.set_account("p", &linked);
+        world.clock.set(NOW + later);
+
+        assert_eq!(world.instance().push(&Notice::of(126.0).at(NOW + later)).await, 204);
+
+        assert_eq!(world.google.account("p"), account, "{later}");
+        assert_eq!(world.state().await.due(), []);
+    }
+}
+
 /// The same notice at two instances at once, each again until it is settled.
 async fn two_at_once(world: &World) {
     let deliver = || {
@@ -560,12 +583,18 @@ async fn a_release_restores_what_was_and_what_it_released_comes_not_again_in_the
     assert_eq!(looked.subscriptions.len(), 4);
     assert_eq!(world.state().await.active.len(), 2, "a look changes nothing");
     world.google.fail("POST", "clickstream-raw-sub:modifyPushConfig", Answer::Status(403), 1);
+    let detached = |state: &mut State| {
+        state.active.insert(Action::Detach);
+        state.detached.insert("q".into(), ACCOUNT.into());
+    };
+    world.store().update(detached).await.unwrap();
 
-    let error = release::release(&world.store(), &world.controls(), NOW).await.unwrap_err();
+    let released = release::release(&world.store(), &world.controls(), NOW).await.unwrap();
 
-    assert!(matches!(&error, ReleaseError::Left(left) if left.contains("clickstream-raw-sub")), "{error}");
+    assert!(released.left.len() == 1 && released.left[0].contains("clickstream-raw-sub"), "{:?}", released.left);
     let state = world.state().await;
-    assert_eq!((state.active, state.saved.len()), (BTreeSet::from([Action::Brake]), 1), "what is left is kept");
+    assert_eq!((state.active, state.saved.len()), (BTreeSet::from([Action::Brake, Action::Detach]), 1), "what is left is kept");
+    assert_eq!(state.detached.len(), 1, "and what tells how to link it");
     let released = release::release(&world.store(), &world.controls(), NOW).await.unwrap();
     assert_eq!(released.subscriptions, [(subscription("clickstream-raw-sub"), Subscription::Restored)]);
     for name in SUBSCRIPTIONS {
@@ -575,6 +604,7 @@ async fn a_release_restores_what_was_and_what_it_released_comes_not_again_in_the
     assert_eq!(world.google.bindings(TOPIC), publishers);
     let state = world.state().await;
     assert_eq!((state.active.len(), state.saved.len(), state.removed, state.claim), (0, 0, None, None));
+    assert!(state.detached.is_empty());
 
     let done = world.done();
     world.clock.set(NOW + HOUR);
@@ -590,12 +620,13 @@ async fn a_release_waits_for_the_kill_switch_and_leaves_what_pushes_or_is_gone()
     assert_eq!(world.instance().push(&Notice::of(80.0)).await, 204);
     world.google.set_push(&subscription("clickstream-raw-sub"), push_settings("elsewhere"));
     let store = world.store();
-    let claim = |until| Some(kill_switch::state::Claim { by: "another".into(), until });
+    let claim = |until| Some(Claim { by: "another".into(), until });
     store.update(|state| state.claim = claim(NOW + SECOND)).await.unwrap();
     let busy = release::release(&store, &world.controls(), NOW).await.unwrap_err();
     assert!(matches!(busy, ReleaseError::Busy(_)), "{busy}");
     store
         .update(|state| {
+            state.removed = Some(Grant { topic: "projects/p/topics/gone-topic".into(), member: MEMBER.into() });
             state
                 .saved
                 .insert(subscription("gone-sub"), json!({"pushEndpoint": "https://x"}).as_object().unwrap().clone())
@@ -610,7 +641,8 @@ async fn a_release_waits_for_the_kill_switch_and_leaves_what_pushes_or_is_gone()
     assert_eq!(became("gone-sub"), Subscription::Gone);
     assert_eq!(became("clickstream-archive-sub"), Subscription::Restored);
     assert_eq!(world.google.push(&subscription("clickstream-raw-sub")), push_settings("elsewhere"));
-    assert_eq!(world.state().await.active.len(), 0);
+    let left = world.state().await;
+    assert_eq!((left.active.len(), left.removed), (0, None), "a topic that is gone holds nothing up");
     world.google.set_backlog("clickstream-raw-sub", 1_234);
     let backlogs = world.controls().backlogs("p", NOW).await.unwrap();
     let backlog = Backlog { messages: 1_234, bytes: 308_500, oldest_seconds: 3_702 };

@@ -1,6 +1,7 @@
 //! The day of Google's billing: it begins at midnight in California.
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use shared::clock::Micros;
 
@@ -22,11 +23,32 @@ impl BillingDays {
     }
 }
 
+/// How many days `to` is after `from`, at least 1. What is no day counts as the day before.
+pub(crate) fn days_after(from: &str, to: &str) -> u32 {
+    let (from, to) = (from.parse::<Date>(), to.parse::<Date>());
+    let days = from.and_then(|from| to?.since(from)).map_or(1, |span| span.get_days());
+    u32::try_from(days).unwrap_or(1).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use shared::decode::time::timestamp;
 
     use super::*;
+
+    #[test]
+    fn days_are_counted_over_the_ends_of_months() {
+        for (from, to, days) in [
+            ("2026-11-26", "2026-11-27", 1),
+            ("2026-10-31", "2026-11-04", 4),
+            ("2026-01-31", "2026-03-31", 59),
+            ("2026-11-27", "2026-11-27", 1),
+            ("2026-11-28", "2026-11-27", 1),
+            ("", "2026-11-27", 1),
+        ] {
+            assert_eq!(days_after(from, to), days, "{from} {to}");
+        }
+    }
 
     #[test]
     fn a_day_ends_at_midnight_in_california_in_summer_and_in_winter() {

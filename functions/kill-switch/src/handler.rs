@@ -11,8 +11,8 @@
 //! process that is stopped in between and wakes after its claim could only do again what was done, which changes nothing.
 //!
 //! What is done is marked so at once. Should that mark not be written after *detach* (the bucket may be in the project that has
-//! just lost its billing), the action stays due: run `contextflow release` before billing is linked again, so that it is not
-//! taken once more.
+//! just lost its billing), the claim is not given back either. A *detach* that is found so an hour later was done, and somebody
+//! has linked the project again: it is left to them.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::controls::Controls;
 use crate::day::BillingDays;
 use crate::notice::{self, Notice, Refused};
-use crate::policy::{Judged, judge};
+use crate::policy::judge;
 use crate::state::{Action, Kind, Mode, State, Status};
 use crate::store::Store;
 use crate::turn::{self, Fault};
@@ -110,20 +110,30 @@ impl KillSwitch {
     /// What is refused once is refused always, so it is settled.
     fn refuse(&self, refused: Refused) -> Answer {
         self.deps.metrics.refused(refused.as_str());
-        tracing::warn!(reason = refused.as_str(), "notice refused; nothing is done");
+        let reason = refused.as_str();
+        if refused.is_a_fault_of_settings() {
+            tracing::error!(reason, "notice refused: the kill-switch is not set as the budget is, and acts on none");
+        } else {
+            tracing::warn!(reason, "notice refused; nothing is done");
+        }
         Answer::Settled
     }
 
     async fn handle(&self, notice: &Notice) -> Answer {
         let (limits, mode) = (&self.config.limits, self.config.mode);
         let me = Uuid::new_v4().to_string();
+        let mut called_for = Vec::new();
         let taken = self.deps.store.update(|state| {
-            let Judged { state: judged, called_for } = judge(state, notice, limits, mode)?;
-            *state = judged;
-            Ok((called_for, self.turn(state, &me)))
+            let judged = judge(state, notice, limits, mode)?;
+            *state = judged.state;
+            // A write whose answer was lost is found done in the next round, which calls for nothing more.
+            if called_for.is_empty() {
+                called_for = judged.called_for;
+            }
+            Ok(self.turn(state, &me))
         });
-        let (called_for, turn) = match within(CLAIM, taken).await {
-            Ok(Ok(taken)) => taken,
+        let turn = match within(CLAIM, taken).await {
+            Ok(Ok(turn)) => turn,
             Ok(Err(refused)) => return self.refuse(refused),
             Err(reason) => return Answer::TryAgain(self.failed("state", &reason)),
         };
@@ -139,11 +149,15 @@ impl KillSwitch {
     }
 
     fn turn(&self, state: &mut State, me: &str) -> Turn {
+        let now = self.deps.clock.now();
+        if state.was_linked_again(now) {
+            state.set(Action::Detach, Status::Done);
+            tracing::error!(severity = "CRITICAL", "detach: done before, and linked again since; it is left so");
+        }
         let due = state.due();
         if due.is_empty() || self.config.mode == Mode::DryRun {
             return Turn::Nobodys;
         }
-        let now = self.deps.clock.now();
         let lease = Micros::try_from(LEASE.as_micros()).unwrap_or(Micros::MAX);
         state.claim(me, now, now.saturating_add(lease)).map_or(Turn::Anothers, |()| Turn::Mine(due))
     }

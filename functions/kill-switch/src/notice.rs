@@ -31,6 +31,8 @@ pub struct Notice {
     pub published_at: Micros,
     /// The billing day of its publishing.
     pub day: String,
+    /// The billing day before the interval's first.
+    pub eve: String,
 }
 
 /// What a notice must say.
@@ -80,6 +82,16 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// Whether the settings and the budget disagree: no notice counts until that is mended. Only Google publishes notices,
+    /// so it is nobody's forgery.
+    pub fn is_a_fault_of_settings(self) -> bool {
+        use Refused::{BadEnvelope, BadNotice, OtherBillingAccount, OtherBudget, OtherCurrency, OtherProject, OtherSchemaVersion};
+        matches!(
+            self,
+            BadEnvelope | BadNotice | OtherBillingAccount | OtherBudget | OtherCurrency | OtherProject | OtherSchemaVersion
+        )
+    }
+
     /// The stable code, for logs and counts.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -139,7 +151,7 @@ pub fn read(body: &[u8], checks: &Checks, days: &BillingDays, now: Micros) -> Re
         (published_at - interval <= LONGEST_INTERVAL, Refused::OldInterval),
     ];
     first_fault(&must)?;
-    Ok(Notice { cost, interval, published_at, day: days.of(published_at) })
+    Ok(Notice { cost, interval, published_at, day: days.of(published_at), eve: days.of(interval - 1) })
 }
 
 fn first_fault(must: &[(bool, Refused)]) -> Result<(), Refused> {
@@ -211,6 +223,7 @@ mod tests {
             interval: timestamp("2026-11-01T07:00:00Z").unwrap(),
             published_at: timestamp("2026-11-27T11:59:00Z").unwrap(),
             day: "2026-11-27".into(),
+            eve: "2026-10-31".into(),
         };
         assert_eq!(read, expected);
         assert_eq!(
@@ -255,6 +268,19 @@ mod tests {
             let told = format!("{pointer} {value}");
             assert_eq!(read_with(&pointer, value), Err(refused), "{told}");
         }
+    }
+
+    #[test]
+    fn what_only_comes_at_the_wrong_time_is_no_fault_of_settings() {
+        let of_time = [
+            Refused::NoPublishTime,
+            Refused::Stale,
+            Refused::InTheFuture,
+            Refused::OldInterval,
+            Refused::FutureInterval,
+        ];
+        assert!(!of_time.iter().any(|refused| refused.is_a_fault_of_settings()));
+        assert!([Refused::OtherCurrency, Refused::OtherBudget].iter().all(|refused| refused.is_a_fault_of_settings()));
     }
 
     #[test]

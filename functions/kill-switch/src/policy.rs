@@ -3,16 +3,21 @@
 //! There are two limits, of the interval and of a day, and three actions, each at its own share of either. A notice
 //! carries only the interval's sum, so what a day has cost is that sum less the highest one published before the midnight
 //! at which the day began: 0 at a new interval, and the sum of the first notice after the installation, which so judges
-//! the interval's limit alone.
+//! the interval's limit alone. Where no notice came for days, what came to the sum is of all of them: the limit is then that of
+//! so many days, which is reached only if one of them has reached its own.
 //!
 //! An action is called for at most once an interval. A notice of an older interval is refused. One that was published
 //! before the newest calls for nothing; where it is of a day before, its sum still tells what was spent by midnight. A
 //! lower sum (a credit) calls for nothing that a higher one has not, and undoes nothing. Sums grow with their times, credits
-//! aside; so the order in which notices come, and how often, does not matter.
+//! aside; so for the interval's limit the order in which notices come, and how often, does not matter. For the day's, a notice
+//! that overtakes the last ones of the day before counts what they tell as its own day's.
 //!
 //! In a dry run what is called for is noted as rehearsed, which keeps nothing from being done once the switch is armed.
 
+use std::mem;
+
 use crate::amount::Amount;
+use crate::day::days_after;
 use crate::notice::{Notice, Refused};
 use crate::state::{Action, Interval, Kind, Mode, Record, State, Status};
 
@@ -40,11 +45,11 @@ impl Limits {
         }
     }
 
-    /// The limit whose share a sum has reached.
-    fn reached(&self, action: Action, cost: Amount, today: Amount) -> Option<Kind> {
+    /// The limit whose share is reached by the interval's sum, or by what came to it in so many days.
+    fn reached(&self, action: Action, cost: Amount, (recent, days): (Amount, u32)) -> Option<Kind> {
         let share = self.share(action);
         let month = cost.reaches(self.month, share).then_some(Kind::Month);
-        month.or_else(|| today.reaches(self.day, share).then_some(Kind::Day))
+        month.or_else(|| recent.reaches(self.day, share.saturating_mul(days)).then_some(Kind::Day))
     }
 }
 
@@ -63,20 +68,23 @@ pub fn judge(before: &State, notice: &Notice, limits: &Limits, mode: Mode) -> Re
     let mut interval = match state.interval.take() {
         Some(known) if notice.interval < known.start => return Err(Refused::OldInterval),
         Some(known) if notice.interval == known.start => known,
-        Some(_) => Interval::begin(notice, Amount::ZERO),
-        None => Interval::begin(notice, notice.cost),
+        Some(_) => Interval::begin(notice, Amount::ZERO, &notice.eve),
+        None => Interval::begin(notice, notice.cost, &notice.day),
     };
     let is_older = notice.published_at < interval.newest;
     if notice.day > interval.day {
         interval.baseline = interval.highest;
-        interval.day.clone_from(&notice.day);
+        interval.baseline_day = mem::replace(&mut interval.day, notice.day.clone());
     } else if notice.day < interval.day {
         interval.baseline = interval.baseline.max(notice.cost);
+        if notice.day > interval.baseline_day {
+            interval.baseline_day.clone_from(&notice.day);
+        }
     }
     interval.highest = interval.highest.max(notice.cost);
     interval.newest = interval.newest.max(notice.published_at);
     let mut called_for = Vec::new();
-    let today = notice.cost.above(interval.baseline);
+    let recent = (notice.cost.above(interval.baseline), days_after(&interval.baseline_day, &interval.day));
     for action in Action::ALL {
         let is_open = match interval.actions.get(&action) {
             None => true,
@@ -85,7 +93,7 @@ pub fn judge(before: &State, notice: &Notice, limits: &Limits, mode: Mode) -> Re
         if is_older || !is_open {
             continue;
         }
-        let Some(limit) = limits.reached(action, notice.cost, today) else { continue };
+        let Some(limit) = limits.reached(action, notice.cost, recent) else { continue };
         let status = if mode == Mode::Armed { Status::Due } else { Status::Rehearsed };
         interval.actions.insert(action, Record { status, limit, since: notice.published_at });
         called_for.push((action, limit));
@@ -125,13 +133,10 @@ mod tests {
         }
 
         fn hear(&mut self, interval: &str, published_at: &str, cost: f64) -> Result<Vec<(Action, Kind)>, Refused> {
-            let published_at = timestamp(published_at).unwrap();
-            let notice = Notice {
-                cost: Amount::try_from(cost).unwrap(),
-                interval: timestamp(interval).unwrap(),
-                published_at,
-                day: BillingDays::new().unwrap().of(published_at),
-            };
+            let (interval, published_at) = (timestamp(interval).unwrap(), timestamp(published_at).unwrap());
+            let days = BillingDays::new().unwrap();
+            let (day, eve) = (days.of(published_at), days.of(interval - 1));
+            let notice = Notice { cost: Amount::try_from(cost).unwrap(), interval, published_at, day, eve };
             let judged = judge(&self.state, &notice, &self.limits, self.mode)?;
             self.state = judged.state;
             for action in self.state.due() {
@@ -179,6 +184,32 @@ mod tests {
             switch.november("2026-11-22T10:00:00Z", 65.99),
             [(Action::Stop, Kind::Day), (Action::Detach, Kind::Day)]
         );
+    }
+
+    #[test]
+    fn what_came_in_days_without_a_notice_is_of_all_of_them() {
+        let mut switch = Switch::new();
+        switch.november("2026-11-10T20:00:00Z", 10.0);
+        assert_eq!(switch.november("2026-11-13T20:00:00Z", 57.99), [], "15.99 of each of three days");
+        assert_eq!(switch.november("2026-11-13T21:00:00Z", 58.0), [(Action::Brake, Kind::Day)]);
+        assert_eq!(switch.november("2026-11-14T20:00:00Z", 77.99), [], "one day again");
+        assert_eq!(switch.november("2026-11-14T21:00:00Z", 78.0), [(Action::Stop, Kind::Day)]);
+
+        let mut switch = Switch::new();
+        switch.november("2026-11-30T20:00:00Z", 5.0);
+        let december = "2026-12-01T08:00:00Z";
+        assert_eq!(switch.hear(december, "2026-12-04T20:00:00Z", 63.99), Ok(vec![]), "the fourth day of an interval");
+        assert_eq!(switch.hear(december, "2026-12-04T21:00:00Z", 64.0), Ok(vec![(Action::Brake, Kind::Day)]));
+    }
+
+    /// A notice of the day before that comes late tells also which days what follows is of.
+    #[test]
+    fn a_late_notice_of_yesterday_makes_it_one_day_again() {
+        let mut switch = Switch::new();
+        switch.november("2026-11-10T20:00:00Z", 10.0);
+        assert_eq!(switch.november("2026-11-13T20:00:00Z", 40.0), [], "30 in three days");
+        assert_eq!(switch.november("2026-11-12T20:00:00Z", 20.0), []);
+        assert_eq!(switch.november("2026-11-13T21:00:00Z", 40.0), [(Action::Brake, Kind::Day), (Action::Stop, Kind::Day)]);
     }
 
     /// The day on which the clocks go back has 25 hours, the one on which they go forward 23.
@@ -258,7 +289,8 @@ mod tests {
                 let published_at = begin + hours * 3_600 * SECOND;
                 let cost = Amount::try_from(cost).unwrap();
                 let interval = begin - 9 * DAY;
-                let notice = Notice { cost, interval, published_at, day: "2026-11-10".into() };
+                let (day, eve) = ("2026-11-10".into(), "2026-10-31".into());
+                let notice = Notice { cost, interval, published_at, day, eve };
                 let limits = Limits { day: Amount::try_from(1_000.0).unwrap(), ..LIMITS() };
                 let judged = judge(&state, &notice, &limits, Mode::Armed).unwrap();
                 state = judged.state;

@@ -23,9 +23,6 @@ pub enum ReleaseError {
     /// The kill-switch is acting.
     #[error("the kill-switch is at work until {0} at the latest; run this again then")]
     Busy(String),
-    /// Some of it could not be undone.
-    #[error("{0}; what was undone stands, and what is left is kept in the state: run this again")]
-    Left(String),
 }
 
 /// What became of a subscription.
@@ -59,19 +56,22 @@ pub struct Released {
     pub before: State,
     /// The subscriptions that were braked, by their full names.
     pub subscriptions: Vec<(String, Subscription)>,
+    /// What could not be undone, and why. It stays in the state, for another release.
+    pub left: Vec<String>,
 }
 
 /// Says what a release would undo.
 pub async fn look(store: &Store) -> Result<Released, ReleaseError> {
     let before = store.read().await?;
     let subscriptions = before.saved.keys().map(|name| (name.clone(), Subscription::Braked)).collect();
-    Ok(Released { before, subscriptions })
+    Ok(Released { before, subscriptions, left: Vec::new() })
 }
 
 /// Undoes *brake* and *stop*: push settings as they were saved, the publisher's right. Then nothing is in force any more.
 ///
-/// What this interval has called for counts as released: it is not done again in this interval, and what it has not called
-/// for yet comes at its own share. Where something cannot be undone it stays in the state, and the rest is undone.
+/// What this interval has called for counts as released, also where it was still due: it is not done again in this interval,
+/// and what it has not called for yet comes at its own share. Where something cannot be undone it stays in the state with the
+/// projects that are to be linked again, and the rest is undone.
 pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Result<Released, ReleaseError> {
     let me = Uuid::new_v4().to_string();
     let begin = |state: &mut State| {
@@ -86,7 +86,7 @@ pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Res
         Ok(before)
     };
     let before = store.update(begin).await?.map_err(|until| ReleaseError::Busy(timestamp_text(until)))?;
-    let (mut subscriptions, mut faults) = (Vec::new(), Vec::new());
+    let (mut subscriptions, mut left) = (Vec::new(), Vec::new());
     for (name, settings) in &before.saved {
         let restored = async {
             match controls.push_settings(name).await {
@@ -101,19 +101,22 @@ pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Res
                 store.update(|state| state.saved.remove(name)).await?;
                 subscriptions.push((name.clone(), outcome));
             }
-            Err(error) => faults.push(error.to_string()),
+            Err(error) => left.push(error.to_string()),
         }
     }
     if let Some(right) = &before.removed {
         match grant(right, controls).await {
-            Ok(()) => store.update(|state| state.removed = None).await?,
-            Err(error) => faults.push(error.to_string()),
+            // A topic that is gone gives nobody a right.
+            Ok(()) | Err(ControlError::NotFound(_)) => store.update(|state| state.removed = None).await?,
+            Err(error) => left.push(error.to_string()),
         }
     }
     let end = |state: &mut State| {
         state.unclaim(&me);
-        state.active.remove(&Action::Detach);
-        state.detached.clear();
+        if left.is_empty() {
+            state.active.remove(&Action::Detach);
+            state.detached.clear();
+        }
         if state.saved.is_empty() {
             state.active.remove(&Action::Brake);
         }
@@ -122,5 +125,5 @@ pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Res
         }
     };
     store.update(end).await?;
-    if faults.is_empty() { Ok(Released { before, subscriptions }) } else { Err(ReleaseError::Left(faults.join("; "))) }
+    Ok(Released { before, subscriptions, left })
 }

@@ -6,13 +6,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use shared::clock::Micros;
+use shared::clock::{Micros, SECOND};
 
 use crate::amount::Amount;
 use crate::notice::Notice;
 
 /// The form of the object. One of a newer form is left alone.
 pub const VERSION: u32 = 1;
+
+/// Six times the longest pause before Pub/Sub delivers a notice again.
+const BROUGHT_AGAIN: Micros = 3_600 * SECOND;
 
 /// Push settings of a subscription (`pushConfig`), as Pub/Sub has them; without a `pushEndpoint` it is pulled from.
 pub type PushSettings = Map<String, Value>;
@@ -135,19 +138,23 @@ pub struct Interval {
     pub day: String,
     /// The highest sum seen before that day.
     pub baseline: Amount,
+    /// The billing day of the newest notice before that day; at the interval's beginning the day before it.
+    #[serde(default)]
+    pub baseline_day: String,
     /// What it has called for.
     pub actions: BTreeMap<Action, Record>,
 }
 
 impl Interval {
-    /// One that a notice begins, with what had been spent before its day.
-    pub(crate) fn begin(notice: &Notice, baseline: Amount) -> Self {
+    /// One that a notice begins, with what had been spent by the end of which day.
+    pub(crate) fn begin(notice: &Notice, baseline: Amount, baseline_day: &str) -> Self {
         Self {
             start: notice.interval,
             highest: notice.cost,
             newest: notice.published_at,
             day: notice.day.clone(),
             baseline,
+            baseline_day: baseline_day.to_string(),
             actions: BTreeMap::new(),
         }
     }
@@ -222,6 +229,13 @@ impl State {
         if let Some(record) = record {
             record.status = status;
         }
+    }
+
+    /// Whether *detach* was broken off so long ago that Pub/Sub would have brought its notice again: then it was done, and with
+    /// the project went the state's bucket, so that nobody could write so. Whoever linked the project again since meant it.
+    pub(crate) fn was_linked_again(&self, now: Micros) -> bool {
+        let broken_off = self.claim.as_ref().is_some_and(|claim| now.saturating_sub(claim.until) > BROUGHT_AGAIN);
+        broken_off && !self.detached.is_empty() && self.due().contains(&Action::Detach)
     }
 
     /// Takes the right to work until `until`; the error is when another's ends.

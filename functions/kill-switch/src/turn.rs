@@ -72,7 +72,8 @@ async fn brake(targets: &Targets, controls: &dyn Controls, store: &Store) -> Res
     let changed = join_all(pushing.iter().map(|(name, _)| controls.set_push_settings(name, &none))).await;
     let (changed, refused) = apart(changed);
     faults.extend(refused);
-    tracing::warn!(
+    tracing::error!(
+        severity = "CRITICAL",
         subscriptions = changed.len(),
         "brake: subscriptions made pull; Pub/Sub keeps their events for up to 31 days, which costs $0.27 a GiB a month \
          after the first day (list price)"
@@ -90,17 +91,22 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
                 state.active.insert(Action::Stop);
                 state.removed = Some(publisher.clone());
             }
+            state.removed.is_some()
         };
-        store.update(save).await?;
+        let is_ours = store.update(save).await?;
         if !has_right {
-            tracing::warn!(topic = publisher.topic, "stop: the publisher has no unconditional right to publish");
+            if !is_ours {
+                let topic = &publisher.topic;
+                tracing::error!(severity = "CRITICAL", topic, "stop: no unconditional right to take away; another may be left");
+            }
             break;
         }
         match controls.set_policy(&publisher.topic, &policy).await {
             Err(ControlError::Conflict(_)) if attempt < ATTEMPTS => {}
             other => {
                 other?;
-                tracing::warn!(topic = publisher.topic, "stop: the publisher's right is taken away; it takes minutes");
+                let topic = &publisher.topic;
+                tracing::error!(severity = "CRITICAL", topic, "stop: the publisher's right is taken away; it takes minutes");
                 break;
             }
         }
@@ -123,9 +129,10 @@ async fn detach(targets: &Targets, controls: &dyn Controls, store: &Store) -> Re
                 store.update(save).await?;
                 controls.detach(project).await?;
                 tracing::error!(severity = "CRITICAL", project, "detach: the project has no billing account any more");
+            } else if found.is_empty() {
+                tracing::warn!(project, "detach: the project has no billing account");
             } else {
-                let why = if found.is_empty() { "it has no billing account" } else { "it has another billing account" };
-                tracing::warn!(project, why, "detach: the project is left as it is");
+                tracing::error!(severity = "CRITICAL", project, "detach: another account pays for the project; it is left so");
             }
             Ok::<(), Fault>(())
         };

@@ -30,6 +30,8 @@ pub struct Report {
     pub dry_run: bool,
     /// `brake`, `stop`, `detach`: what was in force.
     pub in_force: Vec<String>,
+    /// What was called for and not wholly done; it is not tried again.
+    pub given_up: Vec<String>,
     /// The subscriptions that were braked.
     pub subscriptions: Vec<Subscription>,
     /// Why their backlogs are not known.
@@ -38,6 +40,8 @@ pub struct Report {
     pub publisher: Option<[String; 2]>,
     /// Commands that link billing again, one a detached project.
     pub to_link: Vec<String>,
+    /// What could not be undone, and why.
+    pub left: Vec<String>,
 }
 
 /// A subscription that was braked.
@@ -61,7 +65,13 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     } else {
         print(&report);
     }
-    Ok(())
+    if report.left.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::work(format!(
+        "not undone: {}; what was undone stands, and what is left is kept in the state: run this again",
+        report.left.join("; ")
+    )))
 }
 
 fn print(report: &Report) {
@@ -85,6 +95,13 @@ fn print(report: &Report) {
     }
     for command in &report.to_link {
         println!("a detached project is not linked from here; to link it: {command}");
+    }
+    if !report.given_up.is_empty() {
+        let given_up = report.given_up.join(", ");
+        println!("{given_up} {} given up before it was wholly done", if report.dry_run { "would be" } else { "is" });
+    }
+    if !report.left.is_empty() {
+        return;
     }
     match (report.in_force.join(", ").as_str(), report.dry_run) {
         ("", _) => println!("nothing is in force ({})", report.state),

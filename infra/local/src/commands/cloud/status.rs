@@ -79,7 +79,8 @@ fn words(state: &State, now: Micros) -> String {
     let heard = state.interval.as_ref().map_or("no notice yet".to_string(), |interval| heard(interval, now));
     let due = called_for(state, state::Status::Due, "DUE and not wholly done");
     let rehearsed = called_for(state, state::Status::Rehearsed, "armed, it would have acted");
-    format!("{mode}; {in_force}{due}{rehearsed}; {heard}")
+    let released = called_for(state, state::Status::Released, "released, not done again before the next interval");
+    format!("{mode}; {in_force}{due}{rehearsed}{released}; {heard}")
 }
 
 /// `; <what>: stop since 2026-11-27T07:30:00Z`, or nothing.
@@ -134,5 +135,9 @@ mod tests {
         interval.actions = serde_json::from_value(json!({"brake": since("rehearsed")})).unwrap();
         let told = words(&state, now);
         assert!(told.contains("; armed, it would have acted: brake since 2026-11-27T07:30:00Z; "), "{told}");
+        let interval = state.interval.as_mut().unwrap();
+        interval.actions = serde_json::from_value(json!({"brake": since("released")})).unwrap();
+        let told = words(&state, now);
+        assert!(told.contains("; released, not done again before the next interval: brake since"), "{told}");
     }
 }
