@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::clock::Micros;
+use crate::clock::{Micros, SECOND};
 use crate::decode::json::{JsonError, Next, Scanner};
 use crate::schema::Registry;
 
@@ -23,6 +23,13 @@ pub fn is_event_id(id: &str) -> bool {
 pub fn mint_event_id(now: Micros, random: &[u8; 10]) -> String {
     let millis = u64::try_from(now / 1_000).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid().to_string()
+}
+
+/// When a `UUIDv7` was minted, to the millisecond; `None` for an id of another form.
+pub fn minted_at(id: &str) -> Option<Micros> {
+    let uuid = Uuid::try_parse(id).ok().filter(|uuid| uuid.get_version_num() == 7)?;
+    let (seconds, nanos) = uuid.get_timestamp()?.to_unix();
+    Some(Micros::try_from(seconds).ok()?.checked_mul(SECOND)?.saturating_add(i64::from(nanos) / 1_000))
 }
 
 /// Ten random bytes from the operating system, for [`mint_event_id`].
@@ -122,6 +129,15 @@ mod tests {
         let late = mint_event_id(2_000_000, &[0; 10]);
         assert!(is_event_id(&early) && early < late);
         assert_ne!(mint_event_id(0, &random_bytes()), mint_event_id(0, &random_bytes()));
+    }
+
+    #[test]
+    fn a_minted_id_tells_its_time() {
+        let now = 1_795_000_000_123_456;
+        assert_eq!(minted_at(&mint_event_id(now, &random_bytes())), Some(1_795_000_000_123_000));
+        for id in ["", "e1", &Uuid::new_v4().to_string(), &derived_id(&[])] {
+            assert_eq!(minted_at(id), None, "{id}");
+        }
     }
 
     #[test]

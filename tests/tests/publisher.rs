@@ -12,8 +12,10 @@ use pipeline_tests::{
     post_json, problem_codes, registry_with,
 };
 use serde_json::json;
-use shared::clock::{Clock, SECOND};
+use shared::clock::{Clock, DAY, SECOND};
+use shared::decode::time::timestamp_text;
 use shared::enrich::address::Anonymise;
+use shared::event;
 use shared::publish::{MAX_BYTES, Message, PublishError, Publisher};
 
 const CLICK: &str = r#"{"event_id":"e-1","user_id":"u1","session_id":"s1","page_url":"/","event_name":"click","ip_address":"8.8.8.8","event_timestamp":"2026-10-20T00:15:00Z"}"#;
@@ -263,6 +265,28 @@ async fn when_the_topic_is_down_the_ids_come_back_to_send_again() {
 
     publisher.topic.set_down(false);
     assert_eq!(publisher.publish(body).await.status, StatusCode::OK);
+}
+
+/// The view keeps one row of a time and an id, so what is sent again must have the time that it had.
+#[tokio::test]
+async fn an_event_without_a_time_has_the_same_one_when_it_is_sent_again_under_its_id() {
+    let publisher = PublisherFixture::start();
+    publisher.topic.set_down(true);
+    let answer = publisher.publish(r#"{"user_id":"u"}"#).await.json();
+    let id = answer["events"][0]["event_id"].as_str().unwrap();
+    publisher.topic.set_down(false);
+    publisher.clock.set(NOW + 90 * SECOND);
+
+    publisher.publish(format!(r#"{{"user_id":"u","event_id":"{id}"}}"#)).await;
+
+    assert_eq!(publisher.events()[0]["event_timestamp"], NOW_TEXT);
+    // An id from long ago, or of the future, is no time of this event.
+    for at in [NOW - 2 * DAY, NOW + DAY] {
+        let id = event::mint_event_id(at, &event::random_bytes());
+        publisher.publish(format!(r#"{{"event_id":"{id}"}}"#)).await;
+        let last = publisher.events().pop().unwrap();
+        assert_eq!(last["event_timestamp"], timestamp_text(NOW + 90 * SECOND));
+    }
 }
 
 /// A topic that acknowledges its first message only, or answers nothing for the others.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use shared::clock::{Clock, Micros};
+use shared::clock::{Clock, DAY, Micros};
 use shared::decode::json::{Next, Scanner};
 use shared::decode::time::timestamp_text;
 use shared::decode::{self, Code, Problem};
@@ -265,7 +265,10 @@ fn prepare<'d, 'a>(
         line.add(column, &address);
     }
     if let Some(column) = without_time {
-        line.add(column, &timestamp_text(now));
+        // The time that the id tells: the same when the event is sent again under the id that it was given.
+        let sent_before = |at: &Micros| (now - DAY..=now).contains(at);
+        let at = event::minted_at(&event_id).filter(sent_before).unwrap_or(now);
+        line.add(column, &timestamp_text(at));
         problems.retain(|problem| problem.column.as_deref() != Some(column));
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
     }
