@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -57,6 +58,15 @@ impl Settings {
     pub fn parsed<T: FromStr<Err: Display>>(&self, name: &str, default: T) -> Result<T, SettingError> {
         let Some(value) = self.get(name) else { return Ok(default) };
         value.parse().map_err(|error| fault(name, format!("`{value}`: {error}")))
+    }
+
+    /// A number of a range, or `default`.
+    pub fn within(&self, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, SettingError> {
+        let value = self.parsed(name, default)?;
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        Err(fault(name, format!("{value}: give {} to {}", range.start(), range.end())))
     }
 
     /// Milliseconds, or `default`.

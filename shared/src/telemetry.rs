@@ -18,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock::Clock;
 use crate::decode::time::timestamp_text;
+use crate::settings::{SettingError, fault};
 
 /// The field of a report of metrics.
 const METRICS: &str = "metrics";
@@ -28,9 +29,11 @@ tokio::task_local! {
 }
 
 /// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`); `project` is the
-/// one that traces belong to.
-pub fn init(filter: &str, project: Option<&str>) {
-    let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+/// one that traces belong to. A filter that cannot be read is told as the error; then logging starts with `info`.
+pub fn init(filter: &str, project: Option<&str>) -> Result<(), SettingError> {
+    let read: Result<Targets, _> = filter.parse();
+    let told = read.as_ref().map(drop).map_err(|error| fault("RUST_LOG", format!("`{filter}`: {error}")));
+    let filter = read.unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let (registry, lines) =
         (tracing_subscriber::registry().with(filter), tracing_subscriber::fmt::layer().with_writer(std::io::stderr));
     let started = if std::io::stderr().is_terminal() {
@@ -42,6 +45,7 @@ pub fn init(filter: &str, project: Option<&str>) {
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
+    told
 }
 
 /// What a request's headers say of its trace. They are read only where a line is written.

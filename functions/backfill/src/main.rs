@@ -7,7 +7,7 @@ use backfill::config::{self, Options};
 use backfill::{Error, Progress};
 use clap::Parser;
 use mimalloc::MiMalloc;
-use shared::settings::Settings;
+use shared::settings::{SettingError, Settings};
 use shared::telemetry;
 
 /// A visit is many small allocations.
@@ -24,11 +24,12 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let settings = Settings::from_env();
-    telemetry::init(settings.text("RUST_LOG", "info"), settings.get("GOOGLE_CLOUD_PROJECT"));
-    config::end(work(&Cli::parse().options, settings).await)
+    let logging = telemetry::init(settings.text("RUST_LOG", "info"), settings.get("GOOGLE_CLOUD_PROJECT"));
+    config::end(work(&Cli::parse().options, settings, logging).await)
 }
 
-async fn work(options: &Options, settings: Settings) -> Result<(), Error> {
+async fn work(options: &Options, settings: Settings, logging: Result<(), SettingError>) -> Result<(), Error> {
+    logging.map_err(|error| Error::Usage(error.to_string()))?;
     let (deps, request) = config::wire(options, settings).await?;
     backfill::run(deps, request, Arc::new(Progress::default())).await?.print(options.json)
 }

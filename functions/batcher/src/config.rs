@@ -1,10 +1,9 @@
 //! What can be set.
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use shared::settings::{SettingError, Settings};
-use shared::window::Limits;
+use shared::window::{Limits, MAX_IN_FLIGHT};
 
 /// Settings of the batcher.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +21,9 @@ pub struct Config {
     /// How many ids of appended rows are remembered to drop duplicates.
     pub remembered_ids: usize,
 }
+
+/// Pub/Sub delivers a push again that is not answered within its deadline of 60 s.
+const MAX_BUDGET_MILLIS: usize = 55_000;
 
 /// Longest pause between two appends of a row.
 pub const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -46,15 +48,14 @@ impl Config {
     /// `ARCHIVE_BYTES`, `ARCHIVE_WAIT_MS`, `BUDGET_MS`, `REMEMBERED_IDS`.
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
         let Self { table, archive, dead_letters, budget, pause, remembered_ids } = Self::default();
-        // None at once would stand still.
-        let in_flight =
-            settings.parsed("BATCH_IN_FLIGHT", NonZeroUsize::new(table.in_flight).unwrap_or(NonZeroUsize::MIN))?;
+        let budget_millis = usize::try_from(budget.as_millis()).unwrap_or(MAX_BUDGET_MILLIS);
+        let budget_millis = settings.within("BUDGET_MS", budget_millis, 0..=MAX_BUDGET_MILLIS)?;
         Ok(Self {
             table: Limits {
                 rows: settings.parsed("BATCH_ROWS", table.rows)?,
                 bytes: settings.parsed("BATCH_BYTES", table.bytes)?,
                 wait: settings.millis("BATCH_WAIT_MS", table.wait)?,
-                in_flight: in_flight.get(),
+                in_flight: settings.within("BATCH_IN_FLIGHT", table.in_flight, 1..=MAX_IN_FLIGHT)?,
             },
             archive: Limits {
                 bytes: settings.parsed("ARCHIVE_BYTES", archive.bytes)?,
@@ -62,7 +63,7 @@ impl Config {
                 ..archive
             },
             dead_letters,
-            budget: settings.millis("BUDGET_MS", budget)?,
+            budget: Duration::from_millis(budget_millis as u64),
             pause,
             remembered_ids: settings.parsed("REMEMBERED_IDS", remembered_ids)?,
         })
@@ -147,6 +148,11 @@ mod tests {
         assert_eq!(read("BATCH_WAIT_MS", "5").unwrap().table.wait, Duration::from_millis(5));
         assert_eq!(read("ARCHIVE_BYTES", "9").unwrap().archive.bytes, 9);
         assert!(read("BATCH_ROWS", "many").unwrap_err().to_string().starts_with("BATCH_ROWS: `many`"));
-        assert!(read("BATCH_IN_FLIGHT", "0").unwrap_err().to_string().starts_with("BATCH_IN_FLIGHT: "));
+        for (name, value, reason) in [
+            ("BATCH_IN_FLIGHT", "0", "BATCH_IN_FLIGHT: 0: give 1 to 1000"),
+            ("BUDGET_MS", "600000", "BUDGET_MS: 600000: give 0 to 55000"),
+        ] {
+            assert_eq!(read(name, value).unwrap_err().to_string(), reason);
+        }
     }
 }

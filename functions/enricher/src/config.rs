@@ -5,7 +5,7 @@ use std::time::Duration;
 use shared::enrich::address::Anonymise;
 use shared::publish::{MAX_BYTES, MAX_EVENTS};
 use shared::settings::{SettingError, Settings, fault};
-use shared::window::Limits;
+use shared::window::{Limits, MAX_IN_FLIGHT};
 
 /// Settings of the enricher.
 #[derive(Debug, Clone, Copy)]
@@ -30,20 +30,14 @@ impl Config {
         let Self { pack, .. } = Self::default();
         Ok(Self {
             pack: Limits {
-                rows: within(settings, "PACK_ROWS", MAX_EVENTS)?,
-                bytes: within(settings, "PACK_BYTES", MAX_BYTES)?,
+                rows: settings.within("PACK_ROWS", MAX_EVENTS, 1..=MAX_EVENTS)?,
+                bytes: settings.within("PACK_BYTES", MAX_BYTES, 1..=MAX_BYTES)?,
                 wait: settings.millis("PACK_WAIT_MS", pack.wait)?,
-                in_flight: settings.parsed("PACK_IN_FLIGHT", pack.in_flight)?.max(1),
+                in_flight: settings.within("PACK_IN_FLIGHT", pack.in_flight, 1..=MAX_IN_FLIGHT)?,
             },
             anonymise: settings.text("IP_ANONYMISE", "off").parse().map_err(|error| fault("IP_ANONYMISE", error))?,
         })
     }
-}
-
-/// A number up to what one message may hold, which is the default.
-fn within(settings: &Settings, name: &str, most: usize) -> Result<usize, SettingError> {
-    let value = settings.parsed(name, most)?;
-    if (1..=most).contains(&value) { Ok(value) } else { Err(fault(name, format!("{value}: give 1 to {most}"))) }
 }
 
 /// What the deployed function works with.
@@ -119,6 +113,7 @@ mod tests {
     fn what_cannot_be_used_is_named() {
         assert_eq!(read("PACK_ROWS", "501").unwrap_err(), "PACK_ROWS: 501: give 1 to 500");
         assert_eq!(read("PACK_BYTES", "0").unwrap_err(), "PACK_BYTES: 0: give 1 to 1048576");
+        assert_eq!(read("PACK_IN_FLIGHT", "0").unwrap_err(), "PACK_IN_FLIGHT: 0: give 1 to 1000");
         assert!(read("PACK_WAIT_MS", "soon").unwrap_err().starts_with("PACK_WAIT_MS: `soon`"));
         assert!(read("IP_ANONYMISE", "some").unwrap_err().starts_with("IP_ANONYMISE: "));
     }

@@ -22,6 +22,7 @@ fn settings_that_cannot_be_used_are_named() {
         ("PUSH_SERVICE_ACCOUNT: not set", &[("PUSH_AUTH", "oidc"), ("PUSH_AUDIENCE", "a")]),
         ("GOOGLE_CLOUD_PROJECT: not set", &[("PUSH_AUTH", "off"), ("GOOGLE_CLOUD_PROJECT", "")]),
         ("PORT: `http`", &[("PUSH_AUTH", "off"), ("PORT", "http")]),
+        ("RUST_LOG: `info,x=lou`", &[("PUSH_AUTH", "off"), ("RUST_LOG", "info,x=lou")]),
         ("PACK_WAIT_MS: `soon`", &[("PUSH_AUTH", "off"), ("PACK_WAIT_MS", "soon")]),
         ("PACK_ROWS: 501: give 1 to 500", &[("PUSH_AUTH", "off"), ("PACK_ROWS", "501")]),
         ("IP_ANONYMISE: `some` is none of off, truncate, drop", &[("PUSH_AUTH", "off"), ("IP_ANONYMISE", "some")]),

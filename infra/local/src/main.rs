@@ -47,17 +47,17 @@ enum Command {
     Cost(commands::cost::Args),
     /// Undo what the kill-switch has done: subscriptions push again, the publisher may publish again
     ///
-    /// What it has done in this interval of the budget it does not do again in it; what it has not done yet comes at its
-    /// own share of the limit. A project whose billing was taken away is linked by hand: the command is printed. Run this
-    /// before you link it, so that it is not taken away once more.
+    /// What was called for in this interval of the budget is not done again in it; what was not called for yet comes at its
+    /// own share of the limit. A project whose billing was taken away is linked by hand: the command is printed. Without
+    /// billing its bucket, where the state lies, does not answer: link it first, and then run this.
     Release(release::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     end_where_nobody_reads();
-    shared::telemetry::init(&cli.log, None);
-    match run(cli.command) {
+    let logging = shared::telemetry::init(&cli.log, None).map_err(Failure::usage);
+    match logging.and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("contextflow: {failure}");

@@ -75,8 +75,12 @@ where
     E: Into<Failure>,
 {
     let settings = Settings::from_env();
-    telemetry::init(settings.text("RUST_LOG", "info"), settings.get("GOOGLE_CLOUD_PROJECT"));
-    match wire(settings).await.map_err(Into::into) {
+    let logging = telemetry::init(settings.text("RUST_LOG", "info"), settings.get("GOOGLE_CLOUD_PROJECT"));
+    let work = async {
+        logging?;
+        wire(settings).await.map_err(Into::into)
+    };
+    match work.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!(reason = %failure, "cannot go on");
