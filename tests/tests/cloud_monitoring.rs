@@ -20,7 +20,7 @@ use shared::telemetry;
 #[tokio::test]
 #[ignore = "started by the test that reads its log"]
 async fn the_enricher_writes_its_log() {
-    telemetry::init("info", Some(PROJECT));
+    telemetry::init("info", Some(PROJECT)).unwrap();
     let enricher = EnricherFixture::start().await;
     let good = r#"{"event_timestamp": "2026-10-20T00:15:00Z", "event_name": "page_view"}"#;
     let lines = [good, "no JSON", good, r#"{"event_timestamp": 1.5e300}"#, "nor this"].join("\n");
@@ -32,7 +32,7 @@ async fn the_enricher_writes_its_log() {
 #[tokio::test]
 #[ignore = "started by the test that reads its log"]
 async fn the_batcher_writes_its_log() {
-    telemetry::init("info", Some(PROJECT));
+    telemetry::init("info", Some(PROJECT)).unwrap();
     let batcher = BatcherFixture::<ScriptedSink>::start();
     batcher.sink.answer("wait", Outcome::Retry("busy".into()));
     batcher.sink.answer("bad", Outcome::Poison(Reason { code: Code::WrongType, detail: String::new() }));
@@ -103,7 +103,11 @@ fn log_metrics_read_what_the_functions_write() {
         });
         let is_distribution = metric["metricDescriptor"]["valueType"] == "DISTRIBUTION";
         assert!(metric["metricDescriptor"]["metricKind"] == "DELTA" && is_distribution == extract.is_some(), "{name}");
-        assert_eq!(metric["bucketOptions"].is_object(), is_distribution, "{name}: Google asks a distribution for its buckets");
+        assert_eq!(
+            metric["bucketOptions"].is_object(),
+            is_distribution,
+            "{name}: Google asks a distribution for its buckets"
+        );
         for entry in entries.iter().filter(|entry| takes(metric["filter"].as_str().unwrap(), entry)) {
             // A counter counts entries; of a distribution the values are added up.
             let value = extract.map_or(Some(1.0), |path| member(entry, path).as_f64());
@@ -115,7 +119,7 @@ fn log_metrics_read_what_the_functions_write() {
     // How often a row is tried again within the budget is a matter of time.
     let tried = ["contextflow_append_errors", "contextflow_retries"].map(|name| values.remove(name).unwrap());
     let [failed, again] = tried.each_ref().map(|values| values["batcher"]);
-    assert!(again >= 1.0 && failed == again + 1.0, "one row an append: {tried:?}");
+    assert!(again >= 1.0 && (failed - again - 1.0).abs() < 0.5, "one row an append: {tried:?}");
     let failed = entries.iter().find(|entry| member(entry, "jsonPayload.message") == "append failed").unwrap();
     assert_eq!(member(failed, "jsonPayload.reason"), "busy", "the alert on append errors points to it");
     let expected = json!({

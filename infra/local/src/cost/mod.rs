@@ -231,13 +231,13 @@ mod tests {
 
     #[test]
     fn packs_and_objects_are_no_larger_than_the_pipeline_makes_them() {
-        let load = Load { rps: 1_000.0, event_bytes: 5_000.0, batch: 200.0, regions: 1, pack: None };
+        let load = Load { rps: 1_000.0, event_bytes: 5_000.0, batch: 209.0, regions: 1, pack: None };
         let prices = PriceTable::built_in().unwrap();
         let bill = Bill::of(load, &prices).unwrap();
         let quantity = |what: &str| bill.lines.iter().find(|line| line.what.starts_with(what)).unwrap().quantity * 1e6;
         let bytes = bill.events * (5_000.0 + prices.assumed("row_bytes").unwrap());
         // A push a request, and two a pack of 1 MiB; an object each 8 MiB.
-        assert!((quantity("pushes") - (bill.events / 200.0 + 2.0 * bytes / 1_048_576.0)).abs() < 1.0);
+        assert!((quantity("pushes") - (bill.events / 209.0 + 2.0 * bytes / 1_048_576.0)).abs() < 1.0);
         assert!((quantity("archive objects written") - bytes / 8_388_608.0).abs() < 1.0);
     }
 
