@@ -8,7 +8,8 @@ use crate::clock::Micros;
 use crate::decode::time::timestamp_text;
 use crate::decode::{Code, Problem};
 use crate::event;
-use crate::publish::{Attributes, Message};
+use crate::metrics::Metrics;
+use crate::publish::{Attributes, Message, Publisher, publish_all};
 use crate::schema::DEAD_LETTER;
 
 /// Raw bytes over this size go to the bucket; the dead letter keeps their first [`RAW_HEAD`].
@@ -38,6 +39,22 @@ pub fn reason_of(problems: &[Problem]) -> Option<Reason> {
     let first = problems.first()?;
     let words: Vec<_> = problems.iter().map(Problem::to_string).collect();
     Some(Reason { code: first.code, detail: words.join("; ") })
+}
+
+/// Publishes dead letters and counts them. What they were made of may be settled only after their topic has them.
+pub async fn bury(letters: &[DeadLetter], topic: &dyn Publisher, metrics: &Metrics) -> Result<(), String> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    for letter in letters {
+        tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
+    }
+    let messages = letters.iter().map(DeadLetter::to_message).collect();
+    publish_all(topic, messages).await.map_err(|error| error.to_string())?;
+    for letter in letters {
+        metrics.dead_letter(letter.reason.as_str());
+    }
+    Ok(())
 }
 
 /// A row of the table `dead_letters`.

@@ -1,9 +1,11 @@
 //! The wrapped push of Pub/Sub: `{"subscription", "message": {"data", "attributes", "messageId", "publishTime"}}`.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -21,6 +23,8 @@ use crate::telemetry::{current_trace, traced};
 
 /// The largest body of a push, in bytes: Pub/Sub's largest message (10 MB) in base64 with its envelope.
 pub const MAX_BODY: usize = 16 << 20;
+/// Lines of one message. Ours have 500 at most; each of another's may become a dead letter of its own, held until all are told.
+pub const MAX_LINES: usize = 10_000;
 
 /// What a push is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +41,26 @@ impl From<Result<(), String>> for Answer {
     }
 }
 
+tokio::task_local! {
+    /// What the push that the task answers may hold.
+    static HELD: Arc<dyn Any + Send + Sync>;
+}
+
+/// Whatever [`answer`] does within `work` keeps `held` until it has come to its end, also where nobody waits for it any more.
+pub async fn holding<T>(held: Arc<dyn Any + Send + Sync>, work: impl Future<Output = T>) -> T {
+    HELD.scope(held, work).await
+}
+
 /// Handles a push and answers with its HTTP status: 204, or 503 where it is to be delivered again.
 ///
 /// A client that goes away leaves no work half done.
 pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
+    let held = HELD.try_with(Arc::clone).ok();
+    let handle = async move {
+        let answer = handle.await;
+        drop(held);
+        answer
+    };
     let handle = AssertUnwindSafe(traced(current_trace(), handle)).catch_unwind();
     let answer = ToItsEnd(Some(Box::pin(handle))).await;
     metrics.report_by_age();
@@ -164,6 +184,13 @@ impl Push {
         };
         serde_json::to_vec(&Body { subscription: &self.subscription, message, delivery_attempt: self.attempt })
             .unwrap_or_default()
+    }
+
+    /// Why the message cannot be taken line by line.
+    pub fn too_long(&self) -> Option<Problem> {
+        let lines = self.lines().count();
+        (lines > MAX_LINES)
+            .then(|| Problem::new(Code::TooLarge, format!("{lines} lines; a message has {MAX_LINES} at most")))
     }
 
     /// The lines of the data, without empty ones, each with its number from 0.

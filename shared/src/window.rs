@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// How many items are taken in before the windows' time is looked at.
 const AT_ONCE: usize = 64;
 
+/// The most windows under way that can be set.
+pub const MAX_IN_FLIGHT: usize = 1_000;
+
 /// When a window is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

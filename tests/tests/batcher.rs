@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use futures::future::join_all;
-use futures::join;
+use futures::{FutureExt, join};
 use pipeline_tests::{
     BatcherFixture, ENRICHED_SUB, EnricherFixture, GatedSink, PUBLISHED_AT, PanickingSink, RAW_SUB, ScriptedSink,
     built_in, delivery, get, json_lines, limits, patient_batcher, push, push_from, quick_batcher,
@@ -14,7 +15,7 @@ use pipeline_tests::{
 use serde_json::{Value, json};
 use shared::dead_letter::Reason;
 use shared::decode::Code;
-use shared::sink::{MemorySink, Outcome};
+use shared::sink::{Batch, MemorySink, Outcome, Sink};
 
 fn row(id: &str) -> String {
     format!(
@@ -101,6 +102,44 @@ async fn the_same_id_in_another_table_is_another_row() {
     batcher.push("/", order).await;
 
     assert_eq!((batcher.sink.rows("clickstream").len(), batcher.sink.rows("order").len()), (1, 1));
+}
+
+/// A warehouse of which one table answers never.
+#[derive(Default)]
+struct OneStuck(MemorySink);
+
+#[async_trait]
+impl Sink for OneStuck {
+    async fn append(&self, batch: &Batch) -> Vec<Outcome> {
+        if batch.plan.event_type == "order" {
+            return std::future::pending().await;
+        }
+        self.0.append(batch).await
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        self.0.ready().await
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_stands_still_holds_up_no_other() {
+    let batcher = BatcherFixture::<OneStuck>::start();
+    let order = |n: usize| {
+        let row =
+            format!(r#"{{"order_date":"2026-10-20T00:15:00Z","event_id":"{n}","received_at":"2026-10-20T00:15:00Z"}}"#);
+        push_from(ENRICHED_SUB, &n.to_string(), &[("event_type", "order")], row)
+    };
+    // More than are under way at once, each in a window of its own.
+    for n in 0..8 {
+        assert!(batcher.push("/", order(n)).now_or_never().is_none());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let answer = tokio::time::timeout(Duration::from_secs(10), batcher.push("/", pack("c", &[row("a")]))).await;
+
+    assert_eq!(answer.map(|answer| answer.status), Ok(StatusCode::NO_CONTENT));
+    assert_eq!(batcher.sink.0.rows("clickstream").len(), 1);
 }
 
 #[tokio::test]

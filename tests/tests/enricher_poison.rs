@@ -51,6 +51,22 @@ async fn poison_costs_its_own_line_only() {
     assert_eq!(ids.len(), 3, "each has its own id");
 }
 
+/// Each line might be a dead letter of its own, and all of them are held until the last is told.
+#[tokio::test]
+async fn a_message_of_too_many_lines_is_one_dead_letter() {
+    let enricher = EnricherFixture::start().await;
+    let most = vec!["1"; 10_000].join("\n");
+
+    enricher.push(push("1", &[], most.clone())).await;
+    assert_eq!(enricher.letters().len(), 10_000);
+    enricher.push(push("2", &[], most + "\n1")).await;
+
+    let letters = enricher.letters();
+    let last = letters.last().unwrap();
+    assert_eq!((letters.len(), &last["reason"], &last["raw_size"]), (10_001, &json!("too_large"), &json!(20_001)));
+    assert_eq!(last["detail"], "10001 lines; a message has 10000 at most");
+}
+
 #[tokio::test]
 async fn each_fault_has_its_reason_and_names_its_column() {
     let long = format!(r#"{{"event_timestamp":1792455300,"event_id":"{}"}}"#, "x".repeat(65));

@@ -593,7 +593,11 @@ async fn a_release_restores_what_was_and_what_it_released_comes_not_again_in_the
 
     assert!(released.left.len() == 1 && released.left[0].contains("clickstream-raw-sub"), "{:?}", released.left);
     let state = world.state().await;
-    assert_eq!((state.active, state.saved.len()), (BTreeSet::from([Action::Brake, Action::Detach]), 1), "what is left is kept");
+    assert_eq!(
+        (state.active, state.saved.len()),
+        (BTreeSet::from([Action::Brake, Action::Detach]), 1),
+        "what is left is kept"
+    );
     assert_eq!(state.detached.len(), 1, "and what tells how to link it");
     let released = release::release(&world.store(), &world.controls(), NOW).await.unwrap();
     assert_eq!(released.subscriptions, [(subscription("clickstream-raw-sub"), Subscription::Restored)]);

@@ -21,6 +21,8 @@ use pipeline_tests::{push, signer};
 use reqwest::blocking::Client;
 use serde_json::Value;
 use shared::clock::Clock;
+use shared::metrics::Metrics;
+use shared::push::{Answer, answer as push_answer};
 use shared::serve::Guard;
 use shared::settings::Settings;
 use tokio::sync::Notify;
@@ -352,11 +354,16 @@ impl Gated {
         let settings = Settings::from_iter([("PUSH_AUTH", "off"), ("MAX_HELD_BYTES", "1000")]);
         let guard = Guard::read(&settings, Clock::system()).expect("settings that can be used");
         let limit = axum::extract::DefaultBodyLimit::disable();
-        Self { router: Router::new().route("/", post(handle)).layer(limit), guard, gate }
+        let router = Router::new().route("/", post(handle.clone())).route("/other", post(handle)).layer(limit);
+        Self { router, guard, gate }
     }
 
     async fn post(&self, body: Body) -> (StatusCode, String) {
-        let answer = self.guard.answer(&self.router, Request::post("/").body(body).unwrap()).await;
+        self.post_to("/", body).await
+    }
+
+    async fn post_to(&self, path: &str, body: Body) -> (StatusCode, String) {
+        let answer = self.guard.answer(&self.router, Request::post(path).body(body).unwrap()).await;
         let status = answer.status();
         let body = axum::body::to_bytes(answer.into_body(), 1_000).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -383,6 +390,46 @@ async fn a_body_waits_for_room_and_then_comes_in() {
         gated.gate.notify_waiters();
         assert_eq!(second.await, (StatusCode::OK, "600".into()));
     }
+}
+
+#[tokio::test]
+async fn what_is_held_on_one_path_takes_no_room_from_another() {
+    let gated = Gated::start();
+    let mut first = Box::pin(gated.post(Body::from(vec![b'x'; 1_000])));
+    let mut other = Box::pin(gated.post_to("/other", Body::from(vec![b'x'; 1_000])));
+    assert!((&mut first).now_or_never().is_none() && (&mut other).now_or_never().is_none());
+    // Both are in their handlers.
+    gated.gate.notify_waiters();
+    assert_eq!((first.await.0, other.await.0), (StatusCode::OK, StatusCode::OK));
+}
+
+/// Pub/Sub gives a push up at its deadline; its bytes are held for as long as the work on it goes on.
+#[tokio::test]
+async fn work_that_nobody_waits_for_any_more_keeps_its_room() {
+    let (gate, metrics) = (Arc::new(Notify::new()), Arc::new(Metrics::new(Clock::system())));
+    let wait = Arc::clone(&gate);
+    let handle = async move |body: axum::body::Bytes| {
+        let wait = Arc::clone(&wait);
+        push_answer(&metrics, async move {
+            wait.notified().await;
+            drop(body);
+            Answer::Settled
+        })
+        .await
+    };
+    let settings = Settings::from_iter([("PUSH_AUTH", "off"), ("MAX_CONCURRENT_REQUESTS", "1")]);
+    let guard = Guard::read(&settings, Clock::system()).unwrap();
+    let router = Router::new().route("/", post(handle));
+    let ask = || guard.answer(&router, Request::post("/").body(Body::from("x")).unwrap());
+
+    assert!(Box::pin(ask()).now_or_never().is_none(), "given up at once");
+    assert_eq!(ask().await.status(), StatusCode::SERVICE_UNAVAILABLE, "the work goes on");
+
+    tokio::task::yield_now().await;
+    gate.notify_waiters();
+    tokio::task::yield_now().await;
+    gate.notify_one();
+    assert_eq!(ask().await.status(), StatusCode::NO_CONTENT, "it has come to its end");
 }
 
 #[tokio::test]

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::future::join_all;
 use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
-use shared::dead_letter::{DeadLetter, Origin, REPLAY_OF, Reason, reason_of};
-use shared::decode::{self, Code, time};
+use shared::dead_letter::{DeadLetter, Origin, REPLAY_OF, Reason, bury, reason_of};
+use shared::decode::{self, Code, Problem, time};
 use shared::metrics::Metrics;
-use shared::publish::{Attributes, Message, Publisher, publish_all, publish_one};
+use shared::publish::{Attributes, Message, Publisher, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{self, Value};
-use shared::schema::{DEAD_LETTER, Plan, Registry};
+use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry};
 use shared::sink::{Outcome, Sink};
 use shared::window::{Limits, Window};
 use shared::{encode, event};
@@ -70,7 +70,7 @@ impl Batcher {
         Self {
             archive: objects(config.archive),
             dead_letter_objects: objects(config.dead_letters),
-            tables: Tables::new(config, Arc::clone(&deps.sink), deps.clock.clone(), Arc::clone(&deps.metrics)),
+            tables: Tables::new(config, &deps),
             deps,
         }
     }
@@ -106,16 +106,16 @@ impl Batcher {
             Ok(push) => push,
             Err(problem) => {
                 let origin = Origin { stage: "batcher", identity: &[&body], failed_at: now, ..Origin::default() };
-                return self.bury(vec![DeadLetter::new(&origin, Reason::from(&problem), &body)]).await.into();
+                return self.bury(&[DeadLetter::new(&origin, Reason::from(&problem), &body)]).await.into();
             }
         };
         let plan = match self.plan_of(&push) {
             Ok(plan) => plan,
-            Err(Some(reason)) => {
+            Err(NotStreamed::Never(reason)) => {
                 let origin = origin("batcher", &push, now, None);
-                return self.bury(vec![DeadLetter::new(&origin, reason, &push.data)]).await.into();
+                return self.bury(&[DeadLetter::new(&origin, reason, &push.data)]).await.into();
             }
-            Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
+            Err(NotStreamed::Newer(name)) => return unknown(&name),
         };
         // What it says is in `push`; what follows may wait long.
         drop(body);
@@ -155,7 +155,7 @@ impl Batcher {
             }
         }
         drop(latency);
-        if let Err(reason) = self.bury(letters).await {
+        if let Err(reason) = self.bury(&letters).await {
             return Answer::TryAgain(reason);
         }
         if waiting.is_empty() {
@@ -178,8 +178,8 @@ impl Batcher {
         drop(body);
         let plan = match self.plan_of(&push) {
             Ok(plan) => plan,
-            Err(Some(_)) => return Answer::Settled,
-            Err(None) => return Answer::TryAgain("the event type is not known to this version".into()),
+            Err(NotStreamed::Never(_)) => return Answer::Settled,
+            Err(NotStreamed::Newer(name)) => return unknown(&name),
         };
         let mut groups: BTreeMap<Group, Lines> = BTreeMap::new();
         for Read { row, event_time, received_at } in read_rows(plan, &push, now).0 {
@@ -234,41 +234,23 @@ impl Batcher {
         }
     }
 
-    /// Publishes dead letters; nothing is settled before their topic has them.
-    async fn bury(&self, letters: Vec<DeadLetter>) -> Result<(), String> {
-        if letters.is_empty() {
-            return Ok(());
-        }
-        for letter in &letters {
-            tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
-        }
-        let messages = letters.iter().map(DeadLetter::to_message).collect();
-        publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
-        for letter in &letters {
-            self.deps.metrics.dead_letter(letter.reason.as_str());
-        }
-        Ok(())
+    async fn bury(&self, letters: &[DeadLetter]) -> Result<(), String> {
+        bury(letters, self.deps.dead_letters.as_ref(), &self.deps.metrics).await
     }
 
-    /// The schema of a pack; the error is a reason why it can never be used, or none where a newer version may know it.
-    fn plan_of(&self, push: &Push) -> Result<&Arc<Plan>, Option<Reason>> {
+    /// The schema of a pack that can be taken line by line.
+    fn plan_of(&self, push: &Push) -> Result<&Arc<Plan>, NotStreamed> {
+        let never = |problem: &Problem| NotStreamed::Never(Reason::from(problem));
         let Some(name) = push.attributes.get("event_type") else {
-            let detail = "a pack of rows needs the attribute event_type".into();
-            return Err(Some(Reason { code: Code::UnknownType, detail }));
+            return Err(never(&Problem::new(Code::UnknownType, "a pack of rows needs the attribute event_type")));
         };
-        match (self.deps.registry.streaming(name), self.deps.registry.get(name)) {
-            (Some(plan), _) => Ok(plan),
-            (None, Some(_)) => {
-                let detail = "rows of this type do not come over a stream".into();
-                Err(Some(Reason { code: Code::TypeNotAllowed, detail }))
-            }
-            (None, None) if event::is_event_type(name) => Err(None),
-            (None, None) => {
-                let detail = "the attribute event_type could name no schema".into();
-                Err(Some(Reason { code: Code::UnknownType, detail }))
-            }
-        }
+        let plan = self.deps.registry.named(name)?;
+        push.too_long().map_or(Ok(plan), |problem| Err(never(&problem)))
     }
+}
+
+fn unknown(event_type: &str) -> Answer {
+    Answer::TryAgain(format!("event type {event_type} is not known to this version"))
 }
 
 async fn submit(objects: &Objects, group: Group, lines: Lines) -> Result<(), String> {
@@ -323,7 +305,8 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         let row = if let Some(id) = given {
             Row { id, json: push.data.slice_ref(line) }
         } else {
-            let id = event::derived_id(&identity_of(push, &number.to_string()));
+            // Of the topic's own id alone: table and archive have it from two subscriptions, and are to call it the same.
+            let id = event::derived_id(&[push.message_id.as_bytes(), number.to_string().as_bytes()]);
             row.set(system.event_id, Value::Text(id.clone().into()));
             let mut json = Vec::new();
             encode::object(&plan.columns, &row.values, &mut json);

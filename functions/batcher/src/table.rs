@@ -1,6 +1,6 @@
 //! Rows to their table: deduplicated, appended in micro-batches, tried again within a budget.
 
-use std::hash::{Hash, Hasher};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use shared::sink::{Batch, Outcome, Sink};
 use shared::window::Window;
 use tokio::time::Instant;
 
+use crate::Deps;
 use crate::config::{Config, MAX_PAUSE};
 use crate::recent::{Claim, Recent};
 
@@ -23,22 +24,6 @@ pub struct Row {
     pub id: String,
     /// The enriched row.
     pub json: Bytes,
-}
-
-/// A plan as a key of the window: one table, one key.
-#[derive(Clone)]
-struct Target(Arc<Plan>);
-
-impl PartialEq for Target {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.event_type == other.0.event_type
-    }
-}
-impl Eq for Target {}
-impl Hash for Target {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.event_type.hash(state);
-    }
 }
 
 /// Claimed rows of one push: the keys under which they are claimed, and their bytes. Claims that are dropped before
@@ -55,30 +40,42 @@ impl Drop for Claimed {
     }
 }
 
-/// The way into the warehouse.
+/// The way into the warehouse: each table gathers for itself, so that one that is slow holds up no other.
 pub struct Tables {
     recent: Arc<Recent>,
-    window: Window<Target, Claimed, Vec<Outcome>>,
+    windows: HashMap<String, Window<(), Claimed, Vec<Outcome>>>,
     budget: Duration,
     pause: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl Tables {
-    /// Starts the window; inside a tokio runtime.
-    pub fn new(config: &Config, sink: Arc<dyn Sink>, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    /// Starts the windows; inside a tokio runtime.
+    pub fn new(config: &Config, deps: &Deps) -> Self {
         let recent = Arc::new(Recent::new(config.remembered_ids));
-        let flush = Flush { sink, clock, recent: Arc::clone(&recent), metrics: Arc::clone(&metrics) };
-        let window = Window::spawn(config.table, move |target: Target, pushes: Vec<Claimed>| {
-            let flush = flush.clone();
-            async move { flush.append(target.0, pushes).await }
-        });
-        Self { recent, window, budget: config.budget, pause: config.pause, metrics }
+        let window = |plan: &Arc<Plan>| {
+            let flush = Flush {
+                plan: Arc::clone(plan),
+                sink: Arc::clone(&deps.sink),
+                clock: deps.clock.clone(),
+                recent: Arc::clone(&recent),
+                metrics: Arc::clone(&deps.metrics),
+            };
+            let window = Window::spawn(config.table, move |(), pushes: Vec<Claimed>| {
+                let flush = flush.clone();
+                async move { flush.append(pushes).await }
+            });
+            (plan.event_type.clone(), window)
+        };
+        let windows = deps.registry.plans().map(window).collect();
+        Self { recent, windows, budget: config.budget, pause: config.pause, metrics: Arc::clone(&deps.metrics) }
     }
 
     /// What is held is appended at once, and later rows wait no longer.
     pub fn hurry(&self) {
-        self.window.hurry();
+        for window in self.windows.values() {
+            window.hurry();
+        }
     }
 
     /// Appends the rows of one push, `Retry` ones again and again until the budget is spent. One outcome a row.
@@ -153,14 +150,18 @@ impl Tables {
             return Vec::new();
         }
         let bytes = claimed.rows.iter().map(Bytes::len).sum();
-        let answer = self.window.submit(Target(Arc::clone(plan)), rows, bytes, claimed).await;
+        let Some(window) = self.windows.get(&plan.event_type) else {
+            return vec![Outcome::Retry("the event type is not known to this version".into()); rows];
+        };
+        let answer = window.submit((), rows, bytes, claimed).await;
         answer.unwrap_or_else(|closed| vec![Outcome::Retry(closed.to_string()); rows])
     }
 }
 
-/// What becomes of a window.
+/// What becomes of a table's window.
 #[derive(Clone)]
 struct Flush {
+    plan: Arc<Plan>,
     sink: Arc<dyn Sink>,
     clock: Clock,
     recent: Arc<Recent>,
@@ -169,10 +170,10 @@ struct Flush {
 
 impl Flush {
     /// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
-    async fn append(&self, plan: Arc<Plan>, mut pushes: Vec<Claimed>) -> Vec<Vec<Outcome>> {
+    async fn append(&self, mut pushes: Vec<Claimed>) -> Vec<Vec<Outcome>> {
         let rows: Vec<Bytes> = pushes.iter().flat_map(|push| push.rows.iter().cloned()).collect();
         let keys: Vec<u128> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
-        let batch = Batch { plan, rows, loaded_at: self.clock.now() };
+        let batch = Batch { plan: Arc::clone(&self.plan), rows, loaded_at: self.clock.now() };
         let started = Instant::now();
         let mut outcomes = self.sink.append(&batch).await;
         // A sink that answers too little has vouched for nothing of the rest.

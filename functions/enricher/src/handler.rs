@@ -6,15 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{join_all, try_join};
 use shared::clock::{Clock, Micros};
-use shared::dead_letter::{DeadLetter, Origin, Reason, reason_of};
+use shared::dead_letter::{DeadLetter, Origin, Reason, bury, reason_of};
 use shared::decode::{self, Code, time};
 use shared::enrich::address::anonymise_row;
 use shared::enrich::{Tables, Warm};
 use shared::metrics::Metrics;
-use shared::publish::{Attributes, Message, PublishError, Publisher, publish_all, publish_one};
+use shared::publish::{Attributes, Message, PublishError, Publisher, publish_one};
 use shared::push::{Answer, Push};
 use shared::row::{Row, Value};
-use shared::schema::{Plan, Registry};
+use shared::schema::{NotStreamed, Plan, Registry};
 use shared::window::Window;
 use shared::{encode, event};
 use tokio::time::Instant;
@@ -120,11 +120,15 @@ impl Enricher {
                 Origin { stage: STAGE, event_type, event_id: None, identity, received_at, failed_at: now, attempts };
             DeadLetter::new(&origin, reason, &push.data)
         };
-        let named = match self.named_type(push) {
+        let name = push.attributes.get("event_type");
+        let named = match name.map(|name| self.deps.registry.named(name)).transpose() {
             Ok(named) => named,
-            Err(Refused::Newer(name)) => return Err(format!("event type {name} is not known to this version")),
-            Err(Refused::Never(reason)) => return Ok((parts, vec![whole(reason)])),
+            Err(NotStreamed::Newer(name)) => return Err(format!("event type {name} is not known to this version")),
+            Err(NotStreamed::Never(reason)) => return Ok((parts, vec![whole(reason)])),
         };
+        if let Some(problem) = push.too_long() {
+            return Ok((parts, vec![whole(Reason::from(&problem))]));
+        }
         let mut row = Row::default();
         for (number, line) in push.lines() {
             let plan = match named {
@@ -168,41 +172,12 @@ impl Enricher {
         Ok((parts, letters))
     }
 
-    /// The schema that the message's attribute names.
-    fn named_type(&self, push: &Push) -> Result<Option<&Arc<Plan>>, Refused> {
-        let Some(name) = push.attributes.get("event_type") else { return Ok(None) };
-        if let Some(plan) = self.deps.registry.streaming(name) {
-            return Ok(Some(plan));
-        }
-        let never = |code, detail: &str| Refused::Never(Reason { code, detail: detail.to_string() });
-        if self.deps.registry.get(name).is_some() {
-            return Err(never(Code::TypeNotAllowed, "events of this type do not come over a stream"));
-        }
-        if !event::is_event_type(name) {
-            return Err(never(Code::UnknownType, "the attribute event_type could name no schema"));
-        }
-        Err(Refused::Newer(name.clone()))
-    }
-
     async fn settle(&self, parts: Parts, letters: Vec<DeadLetter>) -> Answer {
         // Of a known length: `join_all` then needs no queue for the few there are.
         let parts: Vec<Part> = parts.into_values().flatten().collect();
         let rows = join_all(parts.into_iter().map(|part| self.submit(part)));
         let rows = async { rows.await.into_iter().collect::<Result<(), String>>() };
-        let letters = async {
-            if letters.is_empty() {
-                return Ok(());
-            }
-            for letter in &letters {
-                tracing::info!(reason = %letter.reason, stage = STAGE, id = letter.dead_letter_id, "dead letter");
-            }
-            let messages = letters.iter().map(DeadLetter::to_message).collect();
-            publish_all(self.deps.dead_letters.as_ref(), messages).await.map_err(|error| error.to_string())?;
-            for letter in &letters {
-                self.deps.metrics.dead_letter(letter.reason.as_str());
-            }
-            Ok(())
-        };
+        let letters = bury(&letters, self.deps.dead_letters.as_ref(), &self.deps.metrics);
         try_join(rows, letters).await.map(drop).into()
     }
 
@@ -226,13 +201,6 @@ fn set_system_columns(plan: &Plan, received_at: Micros, identity: &[&[u8]], row:
     }
     row.set(system.received_at, Value::Timestamp(received_at));
     row.set(system.schema_version, Value::Text(plan.version.clone().into()));
-}
-
-enum Refused {
-    /// A type that a newer version may know.
-    Newer(String),
-    /// A type that no version takes from a stream.
-    Never(Reason),
 }
 
 /// The publisher's clock, else the topic's.

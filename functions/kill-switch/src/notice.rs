@@ -85,10 +85,18 @@ impl Refused {
     /// Whether the settings and the budget disagree: no notice counts until that is mended. Only Google publishes notices,
     /// so it is nobody's forgery.
     pub fn is_a_fault_of_settings(self) -> bool {
-        use Refused::{BadEnvelope, BadNotice, OtherBillingAccount, OtherBudget, OtherCurrency, OtherProject, OtherSchemaVersion};
+        use Refused::{
+            BadEnvelope, BadNotice, OtherBillingAccount, OtherBudget, OtherCurrency, OtherProject, OtherSchemaVersion,
+        };
         matches!(
             self,
-            BadEnvelope | BadNotice | OtherBillingAccount | OtherBudget | OtherCurrency | OtherProject | OtherSchemaVersion
+            BadEnvelope
+                | BadNotice
+                | OtherBillingAccount
+                | OtherBudget
+                | OtherCurrency
+                | OtherProject
+                | OtherSchemaVersion
         )
     }
 

@@ -209,7 +209,10 @@ mod tests {
         switch.november("2026-11-10T20:00:00Z", 10.0);
         assert_eq!(switch.november("2026-11-13T20:00:00Z", 40.0), [], "30 in three days");
         assert_eq!(switch.november("2026-11-12T20:00:00Z", 20.0), []);
-        assert_eq!(switch.november("2026-11-13T21:00:00Z", 40.0), [(Action::Brake, Kind::Day), (Action::Stop, Kind::Day)]);
+        assert_eq!(
+            switch.november("2026-11-13T21:00:00Z", 40.0),
+            [(Action::Brake, Kind::Day), (Action::Stop, Kind::Day)]
+        );
     }
 
     /// The day on which the clocks go back has 25 hours, the one on which they go forward 23.

@@ -97,7 +97,11 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
         if !has_right {
             if !is_ours {
                 let topic = &publisher.topic;
-                tracing::error!(severity = "CRITICAL", topic, "stop: no unconditional right to take away; another may be left");
+                tracing::error!(
+                    severity = "CRITICAL",
+                    topic,
+                    "stop: no unconditional right to take away; another may be left"
+                );
             }
             break;
         }
@@ -106,7 +110,11 @@ async fn stop(publisher: &Grant, controls: &dyn Controls, store: &Store) -> Resu
             other => {
                 other?;
                 let topic = &publisher.topic;
-                tracing::error!(severity = "CRITICAL", topic, "stop: the publisher's right is taken away; it takes minutes");
+                tracing::error!(
+                    severity = "CRITICAL",
+                    topic,
+                    "stop: the publisher's right is taken away; it takes minutes"
+                );
                 break;
             }
         }
@@ -132,7 +140,11 @@ async fn detach(targets: &Targets, controls: &dyn Controls, store: &Store) -> Re
             } else if found.is_empty() {
                 tracing::warn!(project, "detach: the project has no billing account");
             } else {
-                tracing::error!(severity = "CRITICAL", project, "detach: another account pays for the project; it is left so");
+                tracing::error!(
+                    severity = "CRITICAL",
+                    project,
+                    "detach: another account pays for the project; it is left so"
+                );
             }
             Ok::<(), Fault>(())
         };

@@ -14,4 +14,4 @@ mod registry;
 pub use compile::{SchemaError, compile};
 pub use keys::camel_case;
 pub use plan::{Column, Enrich, Fields, Fill, Granularity, Ingest, Kind, Mode, Partition, Plan, System, Table, Window};
-pub use registry::{DEAD_LETTER, DEAD_LETTER_REPLAY, DEFAULT_TYPE, Registry};
+pub use registry::{DEAD_LETTER, DEAD_LETTER_REPLAY, DEFAULT_TYPE, NotStreamed, Registry};

@@ -9,6 +9,9 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use super::compile::{SchemaError, compile};
 use super::plan::{Ingest, Plan};
 use crate::bucket::Location;
+use crate::dead_letter::Reason;
+use crate::decode::Code;
+use crate::event;
 #[cfg(feature = "buckets")]
 use crate::settings::{SettingError, Settings, fault};
 
@@ -131,6 +134,30 @@ impl Registry {
     pub fn streaming(&self, event_type: &str) -> Option<&Arc<Plan>> {
         self.get(event_type).filter(|plan| matches!(plan.ingest, Ingest::Public | Ingest::Stream))
     }
+
+    /// The plan of the type that the attribute `event_type` of a message names.
+    pub fn named(&self, event_type: &str) -> Result<&Arc<Plan>, NotStreamed> {
+        if let Some(plan) = self.streaming(event_type) {
+            return Ok(plan);
+        }
+        let never = |code, detail: &str| Err(NotStreamed::Never(Reason { code, detail: detail.to_string() }));
+        if self.get(event_type).is_some() {
+            return never(Code::TypeNotAllowed, "this type does not come over a stream");
+        }
+        if !event::is_event_type(event_type) {
+            return never(Code::UnknownType, "the attribute event_type could name no schema");
+        }
+        Err(NotStreamed::Newer(event_type.to_string()))
+    }
+}
+
+/// Why a message of a type cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotStreamed {
+    /// A newer version may know the type.
+    Newer(String),
+    /// No version takes it from a stream.
+    Never(Reason),
 }
 
 #[cfg(all(test, feature = "buckets"))]

@@ -2,6 +2,7 @@
 //! a line of the log belongs to. It is for POST alone; health, readiness and metrics stay open.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -10,13 +11,13 @@ use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::auth::PushAuth;
 use crate::clock::{Clock, Micros, SECOND};
-use crate::push::MAX_BODY;
+use crate::push::{MAX_BODY, holding};
 use crate::settings::{SettingError, Settings, fault};
 use crate::telemetry::{Trace, traced};
 
@@ -24,6 +25,8 @@ use crate::telemetry::{Trace, traced};
 const MAX_CONCURRENT_REQUESTS: usize = 1_000;
 /// A function holds a body about four times over (as it came, decoded, as rows, as what is sent): within 128 MiB.
 const MAX_HELD_BYTES: u32 = 16 << 20;
+/// Paths with room of their own: as many as a function has. Others share the last one's.
+const MAX_ROOMS: usize = 3;
 /// How long a request waits for others to give room before it is given back.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two lines of the log about requests that were given back.
@@ -33,15 +36,45 @@ const REPORT_EVERY: Micros = 10 * SECOND;
 pub struct Guard {
     auth: PushAuth,
     clock: Clock,
-    requests: Semaphore,
-    bytes: Semaphore,
-    max_bytes: u32,
+    requests: Arc<Semaphore>,
+    rooms: Rooms,
     refused: AtomicU64,
     reported_at: AtomicI64,
 }
 
+/// The bytes that may be held, of every path its own: what waits long on one takes no room from another.
+struct Rooms {
+    bytes: u32,
+    of_paths: Mutex<Vec<(String, Arc<Semaphore>)>>,
+}
+
+impl Rooms {
+    fn of(&self, path: &str) -> Arc<Semaphore> {
+        let mut rooms = self.of_paths.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, room)) = rooms.iter().find(|(known, _)| known == path) {
+            return Arc::clone(room);
+        }
+        if let Some((_, last)) = rooms.last().filter(|_| rooms.len() >= MAX_ROOMS) {
+            return Arc::clone(last);
+        }
+        let room = Arc::new(Semaphore::new(self.bytes as usize));
+        rooms.push((path.to_string(), Arc::clone(&room)));
+        room
+    }
+
+    /// Waits for room for so many bytes, or for all there is.
+    async fn take(&self, room: &Arc<Semaphore>, bytes: u64) -> Result<OwnedSemaphorePermit, StatusCode> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes);
+        if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
+            return Ok(permit);
+        }
+        let permit = timeout(PATIENCE, Arc::clone(room).acquire_many_owned(bytes)).await;
+        permit.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
 /// What a request holds of the bytes that may be held.
-type Held<'a> = Option<SemaphorePermit<'a>>;
+type Held = Option<OwnedSemaphorePermit>;
 
 impl Guard {
     /// As the settings ask for: `PUSH_AUTH` with what belongs to it, `MAX_CONCURRENT_REQUESTS`, `MAX_HELD_BYTES`.
@@ -58,9 +91,8 @@ impl Guard {
         Ok(Self {
             auth: PushAuth::read(settings, clock.clone())?,
             clock,
-            requests: Semaphore::new(requests),
-            bytes: Semaphore::new(max_bytes as usize),
-            max_bytes,
+            requests: Arc::new(Semaphore::new(requests)),
+            rooms: Rooms { bytes: max_bytes, of_paths: Mutex::default() },
             refused: AtomicU64::new(0),
             reported_at: AtomicI64::new(Micros::MIN),
         })
@@ -77,35 +109,37 @@ impl Guard {
     }
 
     async fn push(&self, router: &Router, request: Request) -> Response {
-        let Ok(_one) = self.requests.try_acquire() else { return self.refuse() };
+        let Ok(one) = Arc::clone(&self.requests).try_acquire_owned() else { return self.refuse() };
         if let Err(denied) = self.auth.check(request.headers()).await {
             return denied.into_response();
         }
         match self.hold(request).await {
-            Ok((request, _held)) => call(router, request).await,
+            Ok((request, held)) => holding(Arc::new((one, held)), call(router, request)).await,
             Err(StatusCode::SERVICE_UNAVAILABLE) => self.refuse(),
             Err(status) => status.into_response(),
         }
     }
 
     /// Waits for room for the body. A body without a length is taken in as it comes.
-    async fn hold(&self, request: Request) -> Result<(Request, Held<'_>), StatusCode> {
+    async fn hold(&self, request: Request) -> Result<(Request, Held), StatusCode> {
+        let room = self.rooms.of(request.uri().path());
         if let Some(length) = request.body().size_hint().exact() {
-            let held = self.room(length).await?;
+            let held = self.rooms.take(&room, length).await?;
             return Ok((request, Some(held)));
         }
         let (parts, body) = request.into_parts();
         let mut chunks = body.into_data_stream();
         let mut whole = Vec::new();
-        let mut held: Held<'_> = None;
+        let mut held: Held = None;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|_| StatusCode::BAD_REQUEST)?;
             if whole.len() + chunk.len() > MAX_BODY {
                 return Err(StatusCode::PAYLOAD_TOO_LARGE);
             }
             // A body that fills all the room there is goes on: nothing else is held then.
-            let has = held.as_ref().map_or(0, SemaphorePermit::num_permits);
-            let more = self.room((chunk.len() as u64).min(u64::from(self.max_bytes) - has as u64)).await?;
+            let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u64;
+            let more = (chunk.len() as u64).min(u64::from(self.rooms.bytes) - has);
+            let more = self.rooms.take(&room, more).await?;
             match &mut held {
                 Some(held) => held.merge(more),
                 None => held = Some(more),
@@ -113,15 +147,6 @@ impl Guard {
             whole.extend_from_slice(&chunk);
         }
         Ok((Request::from_parts(parts, Body::from(whole)), held))
-    }
-
-    async fn room(&self, bytes: u64) -> Result<SemaphorePermit<'_>, StatusCode> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.max_bytes);
-        if let Ok(permit) = self.bytes.try_acquire_many(bytes) {
-            return Ok(permit);
-        }
-        let permit = timeout(PATIENCE, self.bytes.acquire_many(bytes)).await;
-        permit.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// 503, and by age a line that says how often.

@@ -130,7 +130,10 @@ mod tests {
         let interval = state.interval.as_mut().unwrap();
         interval.actions = serde_json::from_value(json!({"brake": since("done"), "stop": since("due")})).unwrap();
         let told = words(&state, now);
-        assert!(told.contains("undoes brake and stop; DUE and not wholly done: stop since 2026-11-27T07:30:00Z; 81.50"), "{told}");
+        assert!(
+            told.contains("undoes brake and stop; DUE and not wholly done: stop since 2026-11-27T07:30:00Z; 81.50"),
+            "{told}"
+        );
         let interval = state.interval.as_mut().unwrap();
         interval.actions = serde_json::from_value(json!({"brake": since("rehearsed")})).unwrap();
         let told = words(&state, now);
