@@ -37,7 +37,8 @@ check_settings() {
     setting NO_EVENTS_MINUTES '[1-9][0-9]*' "minutes"
     setting FLOOD_PER_MINUTE '[1-9][0-9]*' "events a minute"
     [ -z "${SITE_ORIGIN:-}" ] || setting SITE_ORIGIN 'https?://[^/ ]+' "an origin: https://www.example.com, without a path"
-    [ -z "${LOOKER_REPORT_URL:-}" ] || setting LOOKER_REPORT_URL 'https://[^ "]+' "an https address"
+    [ -z "${LOOKER_REPORT_URL:-}" ] || setting LOOKER_REPORT_URL 'https://[A-Za-z0-9.-]+/embed/[A-Za-z0-9/_?=&%.-]+' \
+        "the address in the report's embed code, https://lookerstudio.google.com/embed/reporting/..."
     [ -z "${MODE:-}" ] || setting MODE 'dry-run|armed' "dry-run or armed"
     [ ${#problems[@]} -eq 0 ] || return 0
     [ "${MONTHLY_LIMIT#* }" = "${DAILY_LIMIT#* }" ] || problem "$SETTINGS: MONTHLY_LIMIT and DAILY_LIMIT are not in one currency"
@@ -111,16 +112,18 @@ binaries_of() { # PART
 
 # Whoever has no tool, or no project in the settings, was told so.
 check_logins() { # PART
-    local there
+    local there errors
+    errors=$(mktemp)
     if one_of "$1" all gcp aws schema destroy && command -v gcloud >/dev/null && [ -n "${GCP_PROJECT:-}" ]; then
-        there=$(gcloud projects describe "$GCP_PROJECT" --format='value(projectNumber)' 2>/dev/null) || true
+        there=$(gcloud projects describe "$GCP_PROJECT" --format='value(projectNumber)' 2>"$errors") || true
         if [ -z "$there" ]; then
-            problem "gcloud sees no project $GCP_PROJECT: gcloud auth login, or make it: gcloud projects create $GCP_PROJECT"
+            problem "gcloud sees no project $GCP_PROJECT: gcloud auth login, or make it: gcloud projects create $GCP_PROJECT$(said "$errors")"
         else
             export PROJECT_NUMBER=$there
-            one_of "$1" aws schema destroy || check_billing
+            one_of "$1" aws schema destroy || check_billing "$errors"
         fi
     fi
+    rm "$errors"
     # `contextflow schema` logs in by itself.
     if one_of "$1" all gcp schema && command -v gcloud >/dev/null && [ -z "${BIGQUERY_REST_ENDPOINT:-}${GOOGLE_APPLICATION_CREDENTIALS:-}" ]; then
         gcloud auth application-default print-access-token >/dev/null 2>&1 ||
@@ -132,22 +135,29 @@ check_logins() { # PART
     fi
 }
 
-check_billing() {
+# The first line of what a tool said, in brackets.
+said() { # FILE
+    sed -n '/./{s/.*/ (&)/p;q}' "$1"
+}
+
+check_billing() { # FILE
     local there
-    there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>/dev/null) || true
+    there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>"$1") || true
     [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
-        problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT (if the kill-switch has detached it, look at the cost first, and run contextflow release afterwards)"
+        problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT (if the kill-switch has detached it, look at the cost first, and run contextflow release afterwards)$(said "$1")"
 }
 
 # A pipeline that the kill-switch has stopped is started again by whoever decides so, not by the next deployment.
 refuse_under_a_brake() {
-    local acted braked
+    local acted there name braked=
     # shellcheck source-path=SCRIPTDIR source=gcp/names.sh
     . gcp/names.sh
     acted=$(in_force)
     [ -z "$acted" ] || problem "the kill-switch has acted: $acted in force; look at the cost, then: contextflow release"
-    braked=$(look pubsub subscriptions list --format='value[separator="|"](name.basename(),pushConfig.pushEndpoint)' |
-        sed -n 's/^\(clickstream-[a-z-]*-sub\)|$/\1/p' | tr '\n' ' ')
+    there=$(look pubsub subscriptions list --format='value[separator="|"](name.basename(),pushConfig.pushEndpoint)')
+    for name in budget-sub "${PIPELINE_SUBSCRIPTIONS[@]}"; do
+        ! grep -qxF "$name|" <<<"$there" || braked+="$name "
+    done
     if [ -n "$braked" ]; then
         problem "nothing is pushed from ${braked% }: the kill-switch's brake, or someone's; contextflow release starts it again"
     fi

@@ -8,7 +8,8 @@ infra/destroy.sh [--settings FILE] [--dry-run] [--delete-data]
 
   --settings FILE   the settings; infra/settings.env by default
   --dry-run         print every command, whole and on one line, and run none; needs no login
-  --delete-data     remove the tables, the buckets and all that is in them, too: it cannot be had back
+  --delete-data     remove the tables, the buckets and all that is in them, too (Cloud Storage keeps deleted objects for
+                    7 days, and bills them; Google's "soft delete")
 END
 }
 

@@ -11,6 +11,10 @@
 # function that uses `run` or `say` can be read with $(...).
 # shellcheck disable=SC2034 # used by the scripts that source this
 
+# A question that fails ends the script inside $(...) too; bash would go on with "nothing" for an answer. What is asked is put into a
+# variable first: in an argument, a test or a `for` a failure would be lost all the same.
+shopt -s inherit_errexit
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export SETTINGS=${SETTINGS:-$ROOT/infra/settings.env}
 export DRY_RUN=${DRY_RUN:-} BINARIES=${BINARIES:-} DELETE_DATA=${DELETE_DATA:-} FILES=${FILES:-$ROOT/target/deployment}

@@ -51,14 +51,8 @@ headers_policy() {
 content_policy() {
     local api frame=
     api=$(api_address)
-    [ -z "${LOOKER_REPORT_URL:-}" ] || frame="; frame-src $(report_origin)"
+    [ -z "${LOOKER_REPORT_URL:-}" ] || frame="; frame-src ${LOOKER_REPORT_URL%/embed/*}"
     echo "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' $api; img-src 'self' data:$frame; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}
-
-report_origin() {
-    [[ $LOOKER_REPORT_URL =~ ^(https://[A-Za-z0-9.-]+)/embed/[A-Za-z0-9/_?=\&%.-]+$ ]] ||
-        die "LOOKER_REPORT_URL=$LOOKER_REPORT_URL: give the address in the report's embed code, https://lookerstudio.google.com/embed/reporting/..., or leave it empty"
-    echo "${BASH_REMATCH[1]}"
 }
 
 up_headers() { # POLICY

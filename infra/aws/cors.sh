@@ -9,8 +9,9 @@ cd "$(dirname "$0")"
 . ./names.sh
 
 up() {
-    local region api origins there
-    origins=$(printf '%s\n' "$(site_origin)" "${SITE_ORIGIN:-}" | sed '/^$/d' | listed)
+    local region api origins there site
+    site=$(site_origin)
+    origins=$(printf '%s\n' "$site" "${SITE_ORIGIN:-}" | sed '/^$/d' | listed)
     if [ -z "$origins" ]; then
         say "there is no site yet: the API takes events of pages of any origin until deploy.sh --only site has made it"
         return

@@ -32,11 +32,29 @@ writer() { # ACCOUNT DATASET ROLE
     say "dataset $2: give $3 to contextflow-$1"
     file=$(folder_for datasets)/$2.json
     printf '%s\n' "$there" | sed "s|\"access\": *\[|&$entry,|" >"$file"
-    run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$2"
+    patiently run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$2"
 }
 
-# The datasets' own lists stay with them: an account that is gone counts for nothing there.
+# Takes what contextflow-batcher and contextflow-backfill may do out of a dataset that stays: an entry of an account that is gone may
+# not be sent again.
+no_writers() { # DATASET
+    local there entries file
+    there=$(ask bq --project_id="$GCP_PROJECT" --format=json show --dataset "$GCP_PROJECT:$1")
+    entries="\{\"role\":\"[^\"]*\",\"userByEmail\":\"($(account batcher)|$(account backfill))\"\},?"
+    if [ -z "$DRY_RUN" ] && ! grep -qE "$entries" <<<"$there"; then
+        return
+    fi
+    say "dataset $1: take the rights of contextflow-batcher and contextflow-backfill out"
+    file=$(folder_for datasets)/$1.json
+    sed -E "s/$entries//g; s/,\]/]/g" <<<"$there" >"$file"
+    run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$1"
+}
+
 down() {
+    local dataset
+    for dataset in $(datasets); do
+        no_writers "$dataset"
+    done
     revoke "$(member backfill)" roles/bigquery.jobUser "" projects @ "$GCP_PROJECT"
 }
 

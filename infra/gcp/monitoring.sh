@@ -106,15 +106,18 @@ alert() { # FILE
 
 down() {
     local name known file
-    for name in ${DRY_RUN:+ALERT} $(policies | cut -d '|' -f 1); do
+    known=$(policies | cut -d '|' -f 1)
+    for name in ${DRY_RUN:+ALERT} $known; do
         say "alert ${name##*/}: remove it"
         change alpha monitoring policies delete "$name"
     done
-    for name in ${DRY_RUN:+DASHBOARD} $(dashboards | cut -d '|' -f 1); do
+    known=$(dashboards | cut -d '|' -f 1)
+    for name in ${DRY_RUN:+DASHBOARD} $known; do
         say "dashboard: remove it"
         change monitoring dashboards delete "$name"
     done
-    for name in ${DRY_RUN:+CHANNEL} $(channels | cut -d '|' -f 1); do
+    known=$(channels | cut -d '|' -f 1)
+    for name in ${DRY_RUN:+CHANNEL} $known; do
         say "notification channel: remove it"
         change beta monitoring channels delete "$name"
     done

@@ -45,11 +45,13 @@ look() { ask gcloud "$@" --project="$GCP_PROJECT" --quiet; }
 change() { run gcloud "$@" --project="$GCP_PROJECT" --quiet; }
 
 # A change for which something made a moment ago must be known everywhere, which takes Google up to a minute.
-change_patiently() {
+change_patiently() { patiently change "$@"; }
+
+patiently() { # COMMAND...
     local attempt errors
     errors=$(mktemp)
     for attempt in 1 2 3 4 5 6 7 8 9 10 11 12; do
-        if change "$@" 2>"$errors"; then
+        if "$@" 2>"$errors"; then
             rm "$errors"
             return
         fi
@@ -182,3 +184,6 @@ address() { # SERVICE
     [ -n "$url" ] || die "there is no Cloud Run service $1 in $GCP_REGION; run deploy.sh --only gcp"
     echo "$url"
 }
+
+# Asked for once: a name that bears it is made in many places.
+PROJECT_NUMBER=$(project_number)

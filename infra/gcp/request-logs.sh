@@ -12,7 +12,9 @@ NAME=contextflow-requests
 FILTER='log_id("run.googleapis.com/requests") AND resource.labels.service_name=("enricher" OR "batcher") AND httpRequest.status<400'
 
 there() {
-    look logging sinks describe _Default --flatten='exclusions[]' --format='value[separator="|"](exclusions.name,exclusions.filter)' | grep "^$NAME|" || true
+    local exclusions
+    exclusions=$(look logging sinks describe _Default --flatten='exclusions[]' --format='value[separator="|"](exclusions.name,exclusions.filter)')
+    grep "^$NAME|" <<<"$exclusions" || true
 }
 
 up() {
@@ -30,7 +32,9 @@ up() {
 }
 
 down() {
-    if [ -n "$(there)$DRY_RUN" ]; then
+    local there
+    there=$(there)
+    if [ -n "$there$DRY_RUN" ]; then
         say "request logs: write them again"
         change logging sinks update _Default --remove-exclusions="$NAME" --format=none
     else

@@ -23,13 +23,14 @@ up() {
 
 # Removes tables and views by their names, and a dataset only if nothing else is in it.
 down() {
-    local dataset known name
+    local dataset datasets known name
     if [ -z "$DELETE_DATA" ]; then
         say "tables and views stay (--delete-data removes them)"
         return
     fi
+    datasets=$(listed datasetId ls --datasets)
     for dataset in $(datasets); do
-        if [ -z "$DRY_RUN" ] && ! listed datasetId ls --datasets | grep -qxF "$dataset"; then
+        if [ -z "$DRY_RUN" ] && ! grep -qxF "$dataset" <<<"$datasets"; then
             gone "dataset $dataset"
             continue
         fi
@@ -51,7 +52,9 @@ down() {
 }
 
 listed() { # FIELD COMMAND...
-    ask bq --project_id="$GCP_PROJECT" --format=json --quiet "$2" --max_results=100000 "${@:3}" | grep -o "\"$1\":\"[^\"]*\"" | cut -d '"' -f 4 | sort -u || true
+    local answer
+    answer=$(ask bq --project_id="$GCP_PROJECT" --format=json --quiet "$2" --max_results=100000 "${@:3}")
+    grep -o "\"$1\":\"[^\"]*\"" <<<"$answer" | cut -d '"' -f 4 | sort -u || true
 }
 
 "$1"

@@ -54,15 +54,21 @@ variables() { # NAME VARIABLE=VALUE...
 }
 
 service() { # NAME FLAGS...
-    local name=$1 there deployed code
+    local name=$1 there deployed made ready code
     shift
     set -- --service-account="$(account "$name")" --no-allow-unauthenticated --ingress=internal --cpu=1 --cpu-throttling --cpu-boost \
         --min-instances=0 --timeout=60 "$@"
     deployed=$(printf '%s\n' "${track/alpha/beta}" "$@" "$(code "$name")" | digest)
-    there=$(look run services describe "$name" --region="$GCP_REGION" --format='value(metadata.labels.deployed)')
-    if [ "$there" = "$deployed" ]; then
+    # The label is that of what was asked for, whether or not its revision has started.
+    there=$(look run services describe "$name" --region="$GCP_REGION" --format='value[separator="|"](
+        metadata.labels.deployed,
+        status.latestCreatedRevisionName,
+        status.latestReadyRevisionName)')
+    IFS='|' read -r there made ready <<<"$there"
+    if [ "$there" = "$deployed" ] && [ -n "$ready" ] && [ "$made" = "$ready" ]; then
         unchanged "service $name"
     else
+        [ "$there" != "$deployed" ] || say "service $name: revision $made has not started"
         say "service $name: deploy it"
         place "$name"
         change_patiently "${code[@]}" --region="$GCP_REGION" "$@" --labels="app=contextflow,deployed=$deployed" --format=none
@@ -83,7 +89,7 @@ place() { # NAME
 }
 
 down() {
-    local name there sources=gs://run-sources-$GCP_PROJECT-$GCP_REGION
+    local name there others sources=gs://run-sources-$GCP_PROJECT-$GCP_REGION
     for name in kill-switch batcher enricher; do
         there=$(look run services describe "$name" --region="$GCP_REGION" --format='value(metadata.name)')
         if [ -n "$there$DRY_RUN" ]; then
@@ -99,7 +105,8 @@ down() {
         fi
     done
     there=$(look storage buckets describe "$sources" --format='value(name)')
-    if [ -n "$DRY_RUN" ] || [ -n "$there" ] && [ -z "$(look storage objects list "$sources/**" --limit=1 --format='value(name)')" ]; then
+    others=$(look storage objects list "$sources/**" --limit=1 --format='value(name)')
+    if [ -n "$DRY_RUN" ] || [ -n "$there" ] && [ -z "$others" ]; then
         say "bucket $sources: remove it, as nothing else is in it"
         change storage buckets delete "$sources"
     fi

@@ -14,7 +14,7 @@ BUDGET_PUBLISHER=serviceAccount:billing-budget-alert@system.gserviceaccount.com
 there() { look pubsub topics list --format='value(name.basename())'; }
 
 up() {
-    local known topic agent
+    local known topic agent held acted
     known=$(there)
     for topic in "${TOPICS[@]}"; do
         if grep -qxF "$topic" <<<"$known"; then
@@ -27,11 +27,13 @@ up() {
 
     agent=$(pubsub_agent)
     group=(pubsub topics) named=("$DEAD_LETTER_TOPIC")
-    if [ -z "$(held "$agent" roles/pubsub.publisher "")" ]; then
+    held=$(held "$agent" roles/pubsub.publisher "")
+    if [ -z "$held" ]; then
         say "Pub/Sub's own account in this project: see that it is there"
         change beta services identity create --service=pubsub.googleapis.com --format=none
     fi
-    [[ $(in_force) != *stop* ]] || die "the kill-switch has stopped the publisher; look at the cost, then: contextflow release"
+    acted=$(in_force)
+    [[ $acted != *stop* ]] || die "the kill-switch has stopped the publisher; look at the cost, then: contextflow release"
     may_publish "$(member publisher)" "$RAW_TOPIC"
     may_publish "$(member enricher)" "$ENRICHED_TOPIC"
     may_publish "$(member batcher)" "$ENRICHED_TOPIC"
@@ -48,14 +50,15 @@ may_publish() { # MEMBER TOPIC
 
 # Takes every other role on the budget's topic away, with whatever condition it was given.
 others() {
-    local role member
+    local policy role member
+    policy=$(look pubsub topics get-iam-policy "$BUDGET_TOPIC" --flatten='bindings[].members[]' --format='value[separator="|"](bindings.role,bindings.members)')
     while IFS='|' read -r role member; do
         [ -n "$role" ] || continue
         if [ "$role $member" != "roles/pubsub.publisher $BUDGET_PUBLISHER" ]; then
             say "$BUDGET_TOPIC: take $role from ${member#*:}"
             change pubsub topics remove-iam-policy-binding "$BUDGET_TOPIC" --member="$member" --role="$role" --format=none
         fi
-    done < <(look pubsub topics get-iam-policy "$BUDGET_TOPIC" --flatten='bindings[].members[]' --format='value[separator="|"](bindings.role,bindings.members)')
+    done <<<"$policy"
 }
 
 down() {

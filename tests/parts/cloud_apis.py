@@ -9,7 +9,7 @@ One port of 127.0.0.1 is all of these:
   and `google_storage.py`, which keep what was made;
 - the address for `AWS_ENDPOINT_URL`: signed requests go to moto;
 - the address for `BIGQUERY_REST_ENDPOINT` and `STORAGE_ENDPOINT`;
-- under `/_/` what a test asks: `GET record?from=N`, `GET state`, `POST cut`.
+- under `/_/` what a test asks: `GET record?from=N`, `GET state`, `POST cut`, `POST refuse`, `POST not_starting`.
 
 A call of Google's APIs that nobody knows is refused and stands in the record with `"unknown": true`.
 """
@@ -45,6 +45,7 @@ class Clouds:
         self.lock = threading.RLock()
         self.record = []
         self.changes_left = None
+        self.refused = None
         self.google = google_apis.GoogleApis(options)
         self.storage = google_storage.Storage(self.google)
         self.amazon = amazon_apis.AmazonApis(options.aws)
@@ -61,6 +62,8 @@ class Clouds:
                 self.changes_left = -1
                 answer = fault(403, "cut off by the test")
                 entry["cut"] = True
+            elif self.refused and request.path.endswith(self.refused):
+                answer = fault(403, "refused by the test")
             else:
                 answer = self.of_cloud(request)
                 if entry["changes"] and self.changes_left is not None and answer.status < 400:
@@ -107,6 +110,14 @@ class Clouds:
             if name == "cut":
                 # {"after": N}: N changes more, and then nothing is answered any more; {"after": null}: all is well again.
                 self.changes_left = json.loads(request.body)["after"]
+                return Answer.of({})
+            if name == "refuse":
+                # {"path_end": "…"}: such calls are refused; {"path_end": null}: no more.
+                self.refused = json.loads(request.body)["path_end"]
+                return Answer.of({})
+            if name == "not_starting":
+                # {"service": "…"}: its next revisions do not start; {"service": null}: all do.
+                self.google.not_starting = json.loads(request.body)["service"]
                 return Answer.of({})
             if name == "state":
                 return Answer.of(self.google.state() | self.storage.state() | self.amazon.state())

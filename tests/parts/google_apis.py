@@ -91,6 +91,7 @@ class GoogleApis:
         self.operations = {}
         self.access = {}
         self.minted = 0
+        self.not_starting = None
         owner = {"role": "roles/owner", "members": ["user:owner@example.com"]}
         self.policies[f"cloudresourcemanager.googleapis.com/projects/{self.project}"] = {
             "bindings": [owner],
@@ -507,12 +508,14 @@ class GoogleApis:
         if kind == "services":
             url = self.options.run_url.get(name, f"https://{name}-{self.number}.{region}.run.app")
             revision = f"{name}-{generation:05}-abc"
-            status |= {
-                "url": url,
-                "address": {"url": url},
-                "latestReadyRevisionName": revision,
-                "latestCreatedRevisionName": revision,
-            }
+            status |= {"url": url, "address": {"url": url}, "latestCreatedRevisionName": revision}
+            if name == self.not_starting:
+                before = self.resources.get(key, {}).get("status", {})
+                status["latestReadyRevisionName"] = before.get("latestReadyRevisionName", "")
+                for condition in status["conditions"][:2]:
+                    condition |= {"status": "False", "message": f"Revision '{revision}' is not ready and cannot serve traffic."}
+            else:
+                status["latestReadyRevisionName"] = revision
             status["traffic"] = [{"revisionName": revision, "percent": 100, "latestRevision": True}]
         self.resources[key] = body | {"status": status}
         return Answer.of(self.resources[key])

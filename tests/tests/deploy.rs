@@ -43,6 +43,8 @@ fn a_deployment_is_made_used_and_removed() {
     what_was_built_is_what_runs(&clouds, &first);
     events_go_through(&clouds, &first);
     what_pushes_nowhere_is_not_undone(&clouds);
+    what_cannot_be_asked_is_not_taken_for_nothing(&clouds);
+    other_settings_change_what_is_there(&clouds);
 
     let destroy = clouds.run("destroy.sh", &[]).expect_success();
     eprintln!("destroy.sh: {:?}", destroy.took);
@@ -61,6 +63,9 @@ fn a_step_that_was_cut_off_is_continued_by_running_again() {
     let mut calls = Vec::new();
     let mut cuts = 0;
     for step in steps() {
+        if step == "gcp/services" {
+            what_did_not_start_is_deployed_again(&clouds);
+        }
         // After the first change, after three more, and then not any more.
         for changes in [Some(1), Some(3), None] {
             clouds.cut_after(changes);
@@ -230,6 +235,66 @@ fn what_pushes_nowhere_is_not_undone(clouds: &Clouds) {
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": {}}));
     refused(clouds, "a subscription that pushes nowhere");
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": there["pushConfig"]}));
+}
+
+/// A question that is refused ends the script: "nothing" would be an answer too, and another one.
+fn what_cannot_be_asked_is_not_taken_for_nothing(clouds: &Clouds) {
+    for (step, direction, question) in [
+        ("gcp/topics", "up", "/o/kill-switch%2Fstate.json"),
+        ("gcp/topics", "up", "/topics/budget-topic:getIamPolicy"),
+        ("gcp/services", "up", "/services/batcher"),
+        ("gcp/budget", "up", "/budgets"),
+        ("gcp/budget", "down", "/budgets"),
+        ("gcp/request-logs", "down", "/sinks/_Default"),
+        ("aws/cors", "up", "/distribution"),
+    ] {
+        clouds.refuse(Some(question));
+        let run = clouds.step_to(step, direction);
+        clouds.refuse(None);
+        assert_ne!(run.code, Some(0), "{step} {direction}, {question}: {}", run.printed);
+        assert_eq!(lines(&run.changes()), Vec::<String>::new(), "{step} {direction}");
+    }
+}
+
+/// The label of a service is that of what was asked for, also where its revision did not start.
+fn what_did_not_start_is_deployed_again(clouds: &Clouds) {
+    let services = |run: &Ran| lines(&run.changes()).iter().filter(|line| line.contains("/services/enricher ")).count();
+    clouds.let_not_start(Some("enricher"));
+    let failed = clouds.step("gcp/services");
+    assert_ne!(failed.code, Some(0), "{}", failed.printed);
+    let again = clouds.step("gcp/services");
+    assert!(again.code != Some(0) && services(&again) > 0, "it is tried again: {}", again.printed);
+    clouds.let_not_start(None);
+    assert!(services(&clouds.step("gcp/services").expect_success()) > 0);
+}
+
+/// What is there is brought to other settings, and then nothing is left to be done.
+fn other_settings_change_what_is_there(clouds: &Clouds) {
+    let changed = [
+        ("MONTHLY_LIMIT", "200 USD"),
+        ("BRAKE_AT", "70"),
+        ("SITE_ORIGIN", "https://www.example.com"),
+        ("ALERT_EMAIL", "others@example.com"),
+        ("NO_EVENTS_MINUTES", "45"),
+        ("FLOOD_PER_MINUTE", "70000"),
+        ("LOOKER_REPORT_URL", "https://lookerstudio.google.com/embed/reporting/r/page/p"),
+    ];
+    std::fs::write(clouds.settings(), settings(&changed)).unwrap();
+    let run = clouds.deploy(&[]).expect_success();
+    let lines_of = lines(&run.changes());
+    for part in [
+        "/budgets/",
+        "/services/kill-switch ",
+        "/notificationChannels/",
+        "/alertPolicies/",
+        "/response-headers-policy/",
+        "/v2/apis/",
+    ] {
+        assert!(lines_of.iter().any(|line| line.contains(part)), "{part} is changed: {lines_of:#?}");
+    }
+    let again = clouds.deploy(&[]).expect_success();
+    assert_eq!(lines(&again.changes()), Vec::<String>::new(), "nothing is left to be done");
+    std::fs::write(clouds.settings(), settings(&[])).unwrap();
 }
 
 /// What Cloud Run and Lambda were given is byte for byte what was built, and its start command answers `/health` with the

@@ -212,7 +212,6 @@ impl Clouds {
             ("AWS_ENDPOINT_URL", &self.url),
             ("BIGQUERY_REST_ENDPOINT", &self.url),
             ("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc),
-            ("PATIENCE_S", "0"),
         ]);
         command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", folder.join("ca.pem")).env("FILES", folder.join("files"));
         command
@@ -233,8 +232,13 @@ impl Clouds {
 
     /// One step of the deployment alone: `gcp/topics`.
     pub fn step(&self, step: &str) -> Ran {
+        self.step_to(step, "up")
+    }
+
+    /// The same, `up` or `down`.
+    pub fn step_to(&self, step: &str, direction: &str) -> Ran {
         let mut command = self.command(infra().join(format!("{step}.sh")));
-        command.arg("up").env("SETTINGS", self.settings()).env("BINARIES", self.binaries());
+        command.arg(direction).env("SETTINGS", self.settings()).env("BINARIES", self.binaries());
         self.recorded(command)
     }
 
@@ -266,7 +270,21 @@ impl Clouds {
 
     /// Lets so many changes pass, and then nothing any more; `None`: all is well again.
     pub fn cut_after(&self, changes: Option<usize>) {
-        let sent = self.client.post(format!("{}/_/cut", self.url)).json(&json!({"after": changes})).send();
+        self.tell("cut", &json!({"after": changes}));
+    }
+
+    /// Refuses calls whose path ends so; `None`: no more.
+    pub fn refuse(&self, path_end: Option<&str>) {
+        self.tell("refuse", &json!({"path_end": path_end}));
+    }
+
+    /// The next revisions of a service do not start; `None`: all do.
+    pub fn let_not_start(&self, service: Option<&str>) {
+        self.tell("not_starting", &json!({"service": service}));
+    }
+
+    fn tell(&self, control: &str, what: &Value) {
+        let sent = self.client.post(format!("{}/_/{control}", self.url)).json(what).send();
         assert!(sent.is_ok_and(|answer| answer.status().is_success()), "the server can be told");
     }
 
