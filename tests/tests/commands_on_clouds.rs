@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use object_store::ObjectStoreExt as _;
 use pipeline_tests::binary::{binary, text};
-use pipeline_tests::google_server::GoogleServer;
+use pipeline_tests::google_server::{Answer, GoogleServer};
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use pipeline_tests::{NOW, bucket, built_in, parts};
 use serde_json::{Value, json};
