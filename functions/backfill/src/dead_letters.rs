@@ -172,7 +172,9 @@ fn range(file: &str, at: Position, size: u64) -> String {
 async fn append(table: &dyn Sink, mut batch: Batch) -> Result<(), String> {
     let mut pause = PAUSE;
     for _ in 0..ATTEMPTS {
-        let outcomes = table.append(&batch).await;
+        let mut outcomes = table.append(&batch).await;
+        // A sink that answers too little has vouched for nothing of the rest.
+        outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
         let mut reason = String::new();
         let mut left = Vec::new();
         for (row, outcome) in batch.rows.iter().zip(outcomes) {
@@ -202,4 +204,38 @@ async fn append(table: &dyn Sink, mut batch: Batch) -> Result<(), String> {
 /// Counts a dead letter.
 pub fn count(tally: &mut Tally, file: &str, at: Position, reason: &Reason) {
     tally.dead_letters.entry(reason.code).or_default().add(file, at);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+
+    use super::*;
+
+    /// Answers for the first row of an append alone, and keeps no other.
+    #[derive(Default)]
+    struct Curt(Mutex<Vec<Bytes>>);
+
+    #[async_trait]
+    impl Sink for Curt {
+        async fn append(&self, batch: &Batch) -> Vec<Outcome> {
+            self.0.lock().unwrap().extend(batch.rows.first().cloned());
+            vec![Outcome::Done]
+        }
+
+        async fn ready(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_row_without_an_answer_is_appended_again() {
+        let registry = Registry::built_in().unwrap();
+        let rows = ["0", "1", "2"].map(Bytes::from).to_vec();
+        let table = Curt::default();
+        append(&table, Batch { plan: registry.get(DEAD_LETTER).unwrap().clone(), rows, loaded_at: 0 }).await.unwrap();
+        assert_eq!(*table.0.lock().unwrap(), ["0", "1", "2"]);
+    }
 }
