@@ -22,7 +22,8 @@ use crate::schema::{Granularity, Partition, Plan};
 /// How the rows of a run meet those that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The run's rows take the place of all others.
+    /// The run's rows take the place of all others. Whether rows stay that are streamed into the table meanwhile is the
+    /// adapter's to say.
     Replace,
     /// The run's rows take the place of those whose partition time lies on these days (since 1970-01-01, both ends).
     ReplaceDays {
@@ -90,9 +91,11 @@ pub trait Load: Send {
     /// [`Loader::begin`] needs to go on from here.
     async fn checkpoint(&mut self) -> Result<serde_json::Value, String>;
 
-    /// Shows the rows of the run, of all tables at once. Durable when it returns; repeated after a crash in its middle
-    /// (begin with the last checkpoint, publish) it ends in the same state, and so does a repetition of the whole run under
-    /// the same name that takes a checkpoint and begins with it before it publishes.
+    /// Shows the rows of the run, of all tables at once; of copies of a row of a streaming table it may be one.
+    ///
+    /// Durable when it returns; repeated after a crash in its middle (begin with the last checkpoint, publish) it ends in
+    /// the same state, and so does a repetition of the whole run under the same name that takes a checkpoint and begins
+    /// with it before it publishes.
     async fn publish(self: Box<Self>) -> Result<(), String>;
 
     /// Removes what was staged; the tables stay as they were.

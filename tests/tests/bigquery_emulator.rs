@@ -11,8 +11,9 @@ use pipeline_tests::bigquery::BigQueryApi;
 use pipeline_tests::pubsub::PROJECT;
 use pipeline_tests::{built_in, parts, registry_with};
 use serde_json::{Value, json};
-use shared::clock::Clock;
+use shared::clock::{Clock, SECOND};
 use shared::decode;
+use shared::decode::time::{self, timestamp_text};
 use shared::load::{self, Load, Loader as _, Mode};
 use shared::row::Row;
 use shared::schema::Plan;
@@ -187,6 +188,59 @@ async fn it_keeps_the_contract_of_a_load() {
     let names = ["load_contract", "load_days", "purchase_events", "sessions"].map(|name| json!({"table_name": name}));
     assert_eq!(tables_left, names);
     assert_eq!(unpublished, [json!({"run": "abandoned"})]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_takes_the_place_of_what_it_can_know_of_a_stream() {
+    let Some(server) = tokio::task::spawn_blocking(parts::bqemulator).await.unwrap() else { return };
+    let loader = loader(&server).await;
+    let plan = Arc::clone(built_in().get("clickstream").unwrap());
+    let plans = std::slice::from_ref(&plan);
+    let now = Clock::system().now();
+    let minutes_ago = |minutes: i64| timestamp_text(now - minutes * 60 * SECOND);
+    let row = |id: &str, day: u32, loaded_at: Option<String>| {
+        let mut row = json!({"event_id": id, "event_timestamp": format!("2026-10-{day}T01:00:00Z"), "loaded_at": loaded_at,
+                             "received_at": format!("2026-10-{day}T01:00:01Z")});
+        row.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        row.to_string()
+    };
+    let ids = async || {
+        let rest = server.rest.clone();
+        let sql = "SELECT event_id FROM contextflow.clickstream_events WHERE event_timestamp > TIMESTAMP '2026-01-01' ORDER BY 1";
+        let rows = tokio::task::spawn_blocking(move || BigQueryApi::at(&rest).query(sql)).await.unwrap();
+        rows.iter().map(|row| row["event_id"].as_str().unwrap().to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let mut stream = loader.begin("stream", plans, Mode::Append, None).await.unwrap();
+    let streamed = [
+        row("another_day", 22, Some(minutes_ago(180))),
+        row("of_old", 20, Some(minutes_ago(61))),
+        row("of_unknown_time", 20, None),
+        row("in_both", 20, Some(minutes_ago(10))),
+        row("not_yet_archived", 20, Some(minutes_ago(50))),
+    ];
+    add(&mut *stream, 0, &plan, streamed);
+    stream.publish().await.unwrap();
+
+    let load = async |run: &str, mode: Mode| {
+        let mut load = loader.begin(run, plans, mode, None).await.unwrap();
+        let archived = |id: &str| row(id, 20, Some(minutes_ago(0)));
+        add(&mut *load, 0, &plan, [archived("in_both"), archived("archived")]);
+        let checkpoint = load.checkpoint().await.unwrap();
+        drop(load);
+        // Copies come after a new start too.
+        let mut load = loader.begin(run, plans, mode, Some(&checkpoint)).await.unwrap();
+        add(&mut *load, 0, &plan, [archived("in_both"), archived("in_both")]);
+        load.publish().await.unwrap();
+    };
+    let day = time::date("2026-10-20").unwrap();
+    for run in ["days", "days_again"] {
+        load(run, Mode::ReplaceDays { first: day, last: day }).await;
+        assert_eq!(ids().await, "another_day archived in_both not_yet_archived", "{run}");
+    }
+    load("all", Mode::Replace).await;
+    assert_eq!(ids().await, "archived in_both not_yet_archived");
+    load("anew", Mode::Recreate).await;
+    assert_eq!(ids().await, "archived in_both");
 }
 
 #[tokio::test(flavor = "multi_thread")]

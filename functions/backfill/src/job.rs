@@ -19,6 +19,10 @@ use crate::findings::{Findings, Place};
 use crate::lines::{LongLine, MAX_LINE, Position, lines};
 use crate::report::Tally;
 
+/// How many identities of archived rows are remembered, in 143 MB. What comes again later is left to the loader, and to
+/// the view that shows each event once.
+const REMEMBERED: usize = 7_000_000;
+
 /// A load at work.
 pub struct Job<'j> {
     /// How a line becomes rows.
@@ -50,7 +54,26 @@ pub struct Room {
     elements: Elements,
     refused: Vec<(usize, Problem)>,
     /// Identities of archived rows.
-    seen: HashSet<[u8; 16]>,
+    seen: Seen,
+}
+
+/// The first identities of a run.
+struct Seen {
+    hashes: HashSet<[u8; 16]>,
+    most: usize,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { hashes: HashSet::new(), most: REMEMBERED }
+    }
+}
+
+impl Seen {
+    /// Past the most that are remembered a new one stays new.
+    fn is_first(&mut self, hash: [u8; 16]) -> bool {
+        if self.hashes.len() < self.most { self.hashes.insert(hash) } else { !self.hashes.contains(&hash) }
+    }
 }
 
 /// The file that lines come from.
@@ -179,7 +202,7 @@ impl<'j> Job<'j> {
         let mut hash = [0; 16];
         let digest = Sha256::new().chain_update(time.unwrap_or_default().to_le_bytes()).chain_update(id).finalize();
         hash.copy_from_slice(&digest[..16]);
-        let is_first = self.room.seen.insert(hash);
+        let is_first = self.room.seen.is_first(hash);
         self.tally.duplicates += u64::from(!is_first);
         is_first
     }
@@ -189,7 +212,10 @@ impl<'j> Job<'j> {
         let plan = self.mapping.source();
         let given = plan.system.and_then(|system| row.text(system.event_id));
         // The id that the row would have had, so that a replay has it too.
-        let event_id = plan.system.map(|_| given.map_or_else(|| identity(file, at), str::to_string));
+        let event_id = match self.form {
+            Form::Events => plan.system.map(|_| given.map_or_else(|| identity(file, at), str::to_string)),
+            Form::Archive { .. } => given.map(str::to_string),
+        };
         dead_letters::count(&mut self.tally, file.uri, at, &reason);
         self.letters.bury(file.uri, at, event_id.as_deref(), reason, line);
     }
@@ -235,4 +261,17 @@ fn identity(file: &FileInfo<'_>, at: Position) -> String {
 fn emptied<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
     values.clear();
     values.into_iter().map_while(|_| None).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_identities_are_remembered_and_no_more() {
+        let mut seen = Seen { hashes: HashSet::new(), most: 2 };
+        let firsts = [1, 2, 1, 3, 3, 2].map(|number| seen.is_first([number; 16]));
+        assert_eq!(firsts, [true, true, false, true, true, false]);
+        assert_eq!(seen.hashes.len(), 2);
+    }
 }

@@ -180,9 +180,10 @@ impl Run<'_> {
     fn begin(&self, files: &[SourceFile], known: &[Record]) -> Result<Record, Error> {
         let arguments = self.arguments();
         // An identity needs the checksum before the first row, and so does the look whether the file is loaded already.
+        // The archive has identities; it is not read twice, so that the load begins soon after the listing.
         let loaded = if self.request.mode == Mode::Append { loaded(known, &arguments) } else { Vec::new() };
         let needs_checksum = self.request.mode == Mode::Append && self.records.is_some()
-            || self.request.mapping.source().system.is_some();
+            || self.request.form == Form::Events && self.request.mapping.source().system.is_some();
         let mut of_files: Vec<FileRecord> = Vec::with_capacity(files.len());
         for file in files {
             let checksum = if needs_checksum { Some(file.checksum(self.runtime)?) } else { None };
@@ -225,7 +226,7 @@ impl Run<'_> {
     }
 
     fn job(&self, record: &Record) -> Result<Job<'_>, Error> {
-        let Deps { loader, lookups, dead_letters, clock, .. } = self.deps;
+        let Deps { loader, lookups, anonymise, dead_letters, clock, .. } = self.deps;
         let Request { mapping, mode, form, .. } = self.request;
         let checkpoint = record.checkpoint.as_ref();
         let begun = loader.begin(&record.run, &mapping.tables, *mode, checkpoint.map(|checkpoint| &checkpoint.load));
@@ -239,6 +240,7 @@ impl Run<'_> {
             form: *form,
             parts_only: false,
             lookups,
+            anonymise: *anonymise,
             now: clock.now(),
             load,
             letters: self.runtime.block_on(letters).map_err(Error::Work)?,

@@ -9,6 +9,9 @@
 //! - The transaction records the run in `contextflow.loads` as well, so that it does its work once, however often it is
 //!   repeated.
 //!
+//! Rows of a streaming table that land while it is loaded, or landed within the hour before, stay beside those of the run,
+//! unless they are among them.
+//!
 //! Readers see all tables as they were or as they are to be. Not so with [`Mode::Recreate`]: a transaction of BigQuery
 //! takes no table that is made in it, so the tables are dropped and made anew just before it and stand empty meanwhile. A
 //! statement of BigQuery fills at most 4,000 partitions of a table.

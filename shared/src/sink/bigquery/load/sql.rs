@@ -7,6 +7,11 @@ use crate::decode::time::date_text;
 use crate::load::Mode;
 use crate::schema::Plan;
 
+/// What a streaming table has loaded so many minutes before the begin of a run, or later, may not be in the source of the
+/// run, and stays. The archive is written ten seconds behind the table, and minutes where a push comes again; clocks
+/// differ and the listing of an archive takes a while. An archive that is further behind than this is not whole.
+const MARGIN_MINUTES: u32 = 60;
+
 /// Names of a project in GoogleSQL.
 pub(super) struct Sql<'a> {
     pub(super) project: &'a str,
@@ -42,6 +47,9 @@ impl Sql<'_> {
     /// The record is updated, not inserted: of two transactions that change rows of one table BigQuery lets only one
     /// commit, so a repetition beside a first one that is still running cannot add the rows twice. Rows are deleted one
     /// by one, since `TRUNCATE` does not reach rows that were streamed shortly before.
+    ///
+    /// Of a streaming table, which goes on while it is loaded, those rows stay that the run can know nothing of; and of
+    /// staged rows with one partition time and identity, as an archive may have them, the first received is shown.
     pub(super) fn publish(&self, tables: &[(&Plan, &Staging)], mode: Mode, segments: &[i64]) -> String {
         let (loads, run) = (self.table(self.loads), self.run);
         let segments = segments.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
@@ -51,21 +59,29 @@ impl Sql<'_> {
              UPDATE {loads} SET published_at = CURRENT_TIMESTAMP() WHERE run = '{run}';\n"
         );
         for (plan, staging) in tables {
-            let target = self.table(&staging.of);
+            let (target, staged) = (self.table(&staging.of), self.table(&staging.name));
+            let of_run = format!("`{}` IN ({segments})", staging.segment());
             let replaced = match mode {
                 Mode::Append => None,
                 Mode::Replace | Mode::Recreate => Some(every_row(plan)),
                 Mode::ReplaceDays { first, last } => Some(rows_of_days(plan, first, last)),
             };
-            if let Some(rows) = replaced {
-                let _ = writeln!(script, "DELETE FROM {target} WHERE {rows};");
+            let replaced = replaced.map(|rows| match streamed(plan) {
+                None => vec![format!("WHERE {rows}")],
+                Some(stream) => {
+                    let begun_at = format!("(SELECT begun_at FROM {loads} WHERE run = '{run}')");
+                    vec![stream.known_by_time(&rows, &begun_at), stream.known_by_copy(&rows, &staged, &of_run)]
+                }
+            });
+            for rows in replaced.into_iter().flatten() {
+                let _ = writeln!(script, "DELETE FROM {target} {rows};");
             }
             let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
-            let (columns, staged) = (columns.join(", "), self.table(&staging.name));
+            let columns = columns.join(", ");
+            let once = streamed(plan).map_or_else(String::new, |stream| stream.once());
             let _ = writeln!(
                 script,
-                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} WHERE `{}` IN ({segments});",
-                staging.segment(),
+                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} WHERE {of_run}{once};"
             );
         }
         script.push_str("END IF;\nCOMMIT TRANSACTION;");
@@ -74,6 +90,48 @@ impl Sql<'_> {
 
     fn table(&self, name: &str) -> String {
         format!("`{}.{name}`", self.project)
+    }
+}
+
+/// Columns of a streaming table by their names.
+struct Streamed<'p> {
+    event_id: &'p str,
+    received_at: &'p str,
+    loaded_at: &'p str,
+    /// What a row has in common with its copies: the partition column, if there is one, and the identity.
+    keys: Vec<&'p str>,
+}
+
+fn streamed(plan: &Plan) -> Option<Streamed<'_>> {
+    let name = |index: usize| plan.columns.get(index).map(|column| column.name.as_str());
+    let system = plan.system?;
+    let event_id = name(system.event_id)?;
+    let keys = plan.partition_column().map(|column| column.name.as_str()).into_iter().chain([event_id]).collect();
+    Some(Streamed { event_id, received_at: name(system.received_at)?, loaded_at: name(system.loaded_at)?, keys })
+}
+
+impl Streamed<'_> {
+    /// Those of `rows` that a run, begun then, would have if they were in its source.
+    fn known_by_time(&self, rows: &str, begun_at: &str) -> String {
+        let loaded_at = self.loaded_at;
+        format!(
+            "WHERE ({rows}) AND (`{loaded_at}` IS NULL OR `{loaded_at}` < TIMESTAMP_SUB({begun_at}, INTERVAL {MARGIN_MINUTES} MINUTE))"
+        )
+    }
+
+    /// Those of `rows` that are among the staged ones.
+    fn known_by_copy(&self, rows: &str, staged: &str, of_run: &str) -> String {
+        let is_copy: Vec<_> = self.keys.iter().map(|key| format!("new.`{key}` = old.`{key}`")).collect();
+        let is_copy = is_copy.join(" AND ");
+        format!("AS old WHERE ({rows}) AND EXISTS (SELECT 1 FROM {staged} AS new WHERE {of_run} AND {is_copy})")
+    }
+
+    /// Keeps one of the copies of a row.
+    fn once(&self) -> String {
+        let Self { event_id, received_at, keys, .. } = self;
+        let keys: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+        let keys = keys.join(", ");
+        format!(" QUALIFY `{event_id}` IS NULL OR ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY `{received_at}`) = 1")
     }
 }
 
@@ -132,6 +190,31 @@ mod tests {
         let expected =
             "DELETE FROM `example.com:p.shop.sales` WHERE `day` >= DATE '1970-02-28' AND `day` < DATE '1970-03-02';";
         assert!(script.contains(expected), "{script}");
+    }
+
+    #[test]
+    fn of_a_stream_stays_what_the_run_cannot_know_and_copies_land_once() {
+        let file = r#"{"event_type": "click", "version": "1-0-0", "ingest": "stream",
+            "table": {"dataset": "shop", "name": "clicks", "time_partitioning": {"type": "DAY", "field": "at"}},
+            "columns": [{"name": "at", "type": "TIMESTAMP"}]}"#;
+        let plan = compile("click.json", file).unwrap();
+        let staging = Staging::new(&plan, "r1");
+        insta::assert_snapshot!(
+            SQL.publish(&[(&plan, &staging)], Mode::ReplaceDays { first: 58, last: 59 }, &[7]),
+            @r"
+        BEGIN TRANSACTION;
+        IF EXISTS (SELECT run FROM `example.com:p.contextflow.loads` WHERE run = 'r1' AND published_at IS NULL) THEN
+        UPDATE `example.com:p.contextflow.loads` SET published_at = CURRENT_TIMESTAMP() WHERE run = 'r1';
+        DELETE FROM `example.com:p.shop.clicks` WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND (`loaded_at` IS NULL OR `loaded_at` < TIMESTAMP_SUB((SELECT begun_at FROM `example.com:p.contextflow.loads` WHERE run = 'r1'), INTERVAL 60 MINUTE));
+        DELETE FROM `example.com:p.shop.clicks` AS old WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND EXISTS (SELECT 1 FROM `example.com:p.shop.clicks__r1` AS new WHERE `load_segment` IN (7) AND new.`at` = old.`at` AND new.`event_id` = old.`event_id`);
+        INSERT INTO `example.com:p.shop.clicks` (`at`, `event_id`, `received_at`, `loaded_at`, `schema_version`) SELECT `at`, `event_id`, `received_at`, `loaded_at`, `schema_version` FROM `example.com:p.shop.clicks__r1` WHERE `load_segment` IN (7) QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id` ORDER BY `received_at`) = 1;
+        END IF;
+        COMMIT TRANSACTION;
+        "
+        );
+        let once = "QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id` ORDER BY `received_at`) = 1;";
+        let append = SQL.publish(&[(&plan, &staging)], Mode::Append, &[7]);
+        assert!(!append.contains("DELETE") && append.contains(once), "{append}");
     }
 
     #[test]
