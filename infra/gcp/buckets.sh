@@ -67,6 +67,7 @@ geo() {
 access() { # grant|revoke
     local own=projects/_/buckets/$OWN_BUCKET events=projects/_/buckets/$EVENTS_BUCKET
     "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$own/objects/enrichment/geo_lookup.csv\"" storage buckets @ "gs://$OWN_BUCKET"
+    "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$own/objects/enrichment/geo_lookup.csv\"" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member batcher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member kill-switch)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/kill-switch/\")" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/backfill/\")" storage buckets @ "gs://$OWN_BUCKET"

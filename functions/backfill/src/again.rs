@@ -39,6 +39,7 @@ pub async fn again(deps: &Deps, mapping: &Mapping, run: &str, lines: &[Again]) -
         form: Form::Events,
         parts_only: false,
         lookups: &deps.lookups,
+        anonymise: deps.anonymise,
         now,
         load: begun,
         letters: letters.await.map_err(Error::Work)?,

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use shared::bucket::{self, Location};
-use shared::clock::Clock;
+use shared::clock::{Clock, Micros};
 use shared::decode::time;
-use shared::enrich::Tables;
+use shared::enrich::address::Anonymise;
+use shared::enrich::geo::GEO;
+use shared::enrich::{Source, Tables, Warm};
 use shared::load::{Mode, NullLoader};
 use shared::mapping::Mapping;
 use shared::schema::{Ingest, Registry};
@@ -61,6 +63,9 @@ pub struct Options {
     /// Bytes of the source from one checkpoint to the next
     #[arg(long, env = "CHECKPOINT_BYTES", default_value_t = 64 << 20, value_name = "N")]
     pub checkpoint_bytes: u64,
+    /// What becomes of client addresses in streaming tables: off, truncate or drop; dead letters keep their bytes
+    #[arg(long, env = "IP_ANONYMISE", default_value = "off", value_name = "POLICY")]
+    pub ip_anonymise: Anonymise,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -156,7 +161,8 @@ impl Options {
     }
 }
 
-/// What the job works with, and what it is to do: by its flags and by `WAREHOUSE`, `ARCHIVE_URI` and `SCHEMAS_URI`.
+/// What the job works with, and what it is to do: by its flags and by `WAREHOUSE`, `ARCHIVE_URI`, `SCHEMAS_URI` and
+/// `GEO_URI`.
 pub async fn wire(options: &Options, settings: Settings) -> Result<(Deps, Request), Error> {
     let mut registry = registry(&settings).await?;
     let request = options.request(&mut registry, settings.get("ARCHIVE_URI"))?;
@@ -166,7 +172,8 @@ pub async fn wire(options: &Options, settings: Settings) -> Result<(Deps, Reques
         loader: Arc::new(NullLoader),
         dead_letter_table: None,
         registry: Arc::new(registry),
-        lookups: Tables::built_in().map_err(Error::Work)?,
+        lookups: lookups(&settings, &clock).await?,
+        anonymise: options.ip_anonymise,
         state: None,
         dead_letters: place_of(&options.dead_letters)?,
         owner: settings.get("CLOUD_RUN_EXECUTION").or(settings.get("HOSTNAME")).unwrap_or("a process").to_string(),
@@ -181,6 +188,15 @@ pub async fn wire(options: &Options, settings: Settings) -> Result<(Deps, Reques
         warehouse(&settings, &mut deps).await?;
     }
     Ok((deps, request))
+}
+
+/// The tables that `GEO_URI` names, as they are now.
+async fn lookups(settings: &Settings, clock: &Clock) -> Result<Tables, Error> {
+    let fault = |error: String| Error::Usage(format!("GEO_URI: {error}"));
+    let place = settings.get("GEO_URI").map(|uri| bucket::open(uri, settings)).transpose().map_err(fault)?;
+    let sources = place.map(|place| Source { enrichment: GEO.name, place }).into_iter().collect();
+    let warm = Warm::load(sources, clock.clone(), Micros::MAX).await.map_err(fault)?;
+    Ok(warm.tables().await)
 }
 
 /// A place to write to. A folder is made where it is missing, and named by its real path, as a bucket knows no `..`.

@@ -7,6 +7,7 @@ use shared::clock::{DAY, Micros};
 use shared::dead_letter::{Reason, reason_of};
 use shared::decode::{self, Code, Elements, Problem};
 use shared::enrich::Tables;
+use shared::enrich::address::{Anonymise, anonymise_row};
 use shared::event;
 use shared::load::Load;
 use shared::mapping::Mapping;
@@ -33,6 +34,8 @@ pub struct Job<'j> {
     pub parts_only: bool,
     /// What rows of streaming tables are enriched from.
     pub lookups: &'j Tables,
+    /// What becomes of client addresses in them.
+    pub anonymise: Anonymise,
     /// When the run began: `received_at` and `loaded_at` of its rows.
     pub now: Micros,
     /// Where rows go.
@@ -186,6 +189,8 @@ impl<'j> Job<'j> {
             row.set(system.received_at, Value::Timestamp(self.now));
             row.set(system.schema_version, Value::Text(plan.version.clone().into()));
         }
+        // After the lookup, which reads the whole address. What the archive holds may be older than the policy.
+        anonymise_row(self.anonymise, plan, row);
         row.set(system.loaded_at, Value::Timestamp(self.now));
     }
 

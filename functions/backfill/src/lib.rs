@@ -22,6 +22,7 @@ use std::sync::atomic::AtomicU64;
 use shared::bucket::Location;
 use shared::clock::Clock;
 use shared::enrich::Tables;
+use shared::enrich::address::Anonymise;
 use shared::load::{Loader, Mode};
 use shared::mapping::Mapping;
 use shared::schema::Registry;
@@ -53,6 +54,8 @@ pub struct Deps {
     pub registry: Arc<Registry>,
     /// What rows of streaming tables are enriched from.
     pub lookups: Tables,
+    /// What becomes of client addresses in them.
+    pub anonymise: Anonymise,
     /// Where the runs of this target are recorded; nothing is recorded, and nobody kept out, without it.
     pub state: Option<Location>,
     /// Where dead letters are kept, in a folder a run; they are only counted without it.

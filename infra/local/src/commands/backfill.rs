@@ -10,6 +10,7 @@ use backfill::{Deps, Error, Progress};
 use indicatif::ProgressBar;
 use shared::clock::Clock;
 use shared::enrich::Tables;
+use shared::enrich::address::Anonymise;
 use shared::load::NullLoader;
 use shared::schema::Registry;
 use shared::settings::Settings;
@@ -49,7 +50,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let mut registry = super::registry(args.schemas.as_deref())?;
     let bucket = args.data_dir.join("bucket");
     let request = args.options.request(&mut registry, Some(&bucket.to_string_lossy())).map_err(failure)?;
-    let mut deps = deps(Arc::new(registry), super::lookups(args.geo.as_deref())?, Clock::system());
+    let lookups = super::lookups(args.geo.as_deref())?;
+    let mut deps = deps(Arc::new(registry), lookups, args.options.ip_anonymise, Clock::system());
     let letters = args.options.dead_letters.clone();
     let at = |uri: String, deps: &Deps| place(&uri, &deps.settings).map(Some).map_err(failure);
     if args.options.to == Target::Null {
@@ -79,12 +81,13 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// What a load works with, before it is said where rows go.
-fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
+fn deps(registry: Arc<Registry>, lookups: Tables, anonymise: Anonymise, clock: Clock) -> Deps {
     Deps {
         loader: Arc::new(NullLoader),
         dead_letter_table: None,
         registry,
         lookups,
+        anonymise,
         state: None,
         dead_letters: None,
         settings: Settings::from_env(),
@@ -94,8 +97,14 @@ fn deps(registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Deps {
 }
 
 /// The same for dead letters that are loaded again; those that fail once more lie beside the others.
-pub fn history(data_dir: &Path, registry: Arc<Registry>, lookups: Tables, clock: Clock) -> Result<Deps, Failure> {
-    let deps = deps(registry, lookups, clock);
+pub fn history(
+    data_dir: &Path,
+    registry: Arc<Registry>,
+    lookups: Tables,
+    anonymise: Anonymise,
+    clock: Clock,
+) -> Result<Deps, Failure> {
+    let deps = deps(registry, lookups, anonymise, clock);
     let letters = place(&data_dir.join(LETTERS).to_string_lossy(), &deps.settings).map_err(failure)?;
     Ok(Deps { dead_letters: Some(letters), ..deps })
 }

@@ -193,7 +193,7 @@ impl Pipeline {
         let writer = DeltaSink::open(&warehouse_folder, clock.clone())
             .map_err(|error| fault("failed to open the warehouse", &error))?;
         let writer = Arc::new(writer);
-        let mut history = backfill::history(folder, Arc::clone(registry), tables, clock.clone())?;
+        let mut history = backfill::history(folder, Arc::clone(registry), tables, anonymise, clock.clone())?;
         backfill::into_delta(&mut history, &writer);
         let tables: Arc<dyn Sink> = writer;
         let warehouse = Warehouse::open(&warehouse_folder, registry)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use shared::clock::Clock;
+use shared::enrich::address::Anonymise;
 
 use crate::commands::query::Engine;
 use crate::commands::{self, backfill, cloud};
@@ -30,6 +31,9 @@ pub struct Args {
     /// (`pubsub://PROJECT/TOPIC`, the project's raw topic unless given) or the address of a publisher
     #[arg(long, value_name = "URL|TOPIC")]
     to: Option<String>,
+    /// `BigQuery`'s letters of files: what becomes of client addresses, off, truncate or drop; local ones are as `dev` says
+    #[arg(long, env = "IP_ANONYMISE", default_value = "off", value_name = "POLICY")]
+    ip_anonymise: Anonymise,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -67,7 +71,7 @@ async fn in_process(args: &Args, to: Option<&str>) -> Result<Summary, Failure> {
         None
     } else {
         let (registry, lookups) = (Arc::clone(&registry), commands::lookups(None)?);
-        let history = backfill::history(&args.whose.data_dir, registry, lookups, clock.clone())?;
+        let history = backfill::history(&args.whose.data_dir, registry, lookups, args.ip_anonymise, clock.clone())?;
         Some(cloud::ways(to, &args.whose.place, history).await?)
     };
     let replay = Replay { source: source.as_ref(), registry: &registry, clock: &clock, takes_rows };

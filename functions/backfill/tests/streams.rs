@@ -1,0 +1,84 @@
+//! Loads into the table of a stream: what the stream would have done to a row is done to it.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod fixture;
+
+use std::sync::Arc;
+
+use backfill::config::{Options, wire};
+use backfill::{Deps, Error, Form, Request};
+use clap::Parser;
+use fixture::{Fixture, gzip};
+use serde_json::{Value, json};
+use shared::load::{MemoryLoader, Mode};
+use shared::mapping::Mapping;
+use shared::schema::Registry;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn options(flags: &[&str]) -> Options {
+    Cli::try_parse_from(["backfill"].iter().chain(flags)).unwrap().options
+}
+
+async fn wired(flags: &[&str], settings: &[(&str, &str)]) -> Result<(Deps, Request), Error> {
+    wire(&options(flags), settings.iter().copied().collect()).await
+}
+
+fn clicks(fixture: &Fixture, form: Form) -> Request {
+    let plan = Arc::clone(Registry::built_in().unwrap().get("clickstream").unwrap());
+    Request { form, mapping: Mapping::of_one(plan), mode: Mode::Append, ..fixture.request() }
+}
+
+fn click(user: &str) -> Value {
+    json!({"user_id": user, "event_name": "view", "event_timestamp": "2026-10-20T01:00:00Z", "ip_address": "8.8.8.8"})
+}
+
+#[tokio::test]
+async fn addresses_are_anonymised_after_the_lookup_in_history_and_archive() {
+    let fixture = Fixture::new();
+    let broken = click("u2").to_string().replace("01:00:00Z", "soon");
+    fixture.write("a.jsonl", format!("{}\n{broken}\n", click("u1")));
+    fixture.run(clicks(&fixture, Form::Events)).await.unwrap();
+    let row = &fixture.rows("clickstream")[0];
+    assert_eq!((&row["ip_address"], &row["country"]), (&json!("8.8.8.0"), &json!("US")));
+    assert_eq!(fixture.letters()[0]["raw"], broken, "a dead letter keeps its bytes");
+
+    // From before there was a policy; its place was looked up then.
+    let fixture = Fixture::new();
+    let mut archived = click("u1");
+    for (name, value) in [("event_id", "e1"), ("received_at", "2026-10-20T01:00:01Z"), ("country", "FR")] {
+        archived[name] = value.into();
+    }
+    fixture.write("a.jsonl.gz", gzip(archived.to_string().as_bytes()));
+    fixture.run(clicks(&fixture, Form::Archive { days: None })).await.unwrap();
+    let row = &fixture.rows("clickstream")[0];
+    assert_eq!((&row["ip_address"], &row["country"]), (&json!("8.8.8.0"), &json!("FR")));
+}
+
+#[tokio::test]
+async fn the_job_has_the_places_and_the_policy_that_are_set() {
+    let fixture = Fixture::new();
+    let source = fixture.write("a.jsonl", click("u1").to_string());
+    let geo = fixture.write("geo.csv", "first_octet,country,city\n8,FR,Paris\n");
+    let flags = ["--source", source.to_str().unwrap(), "--type", "clickstream", "--to", "null"];
+    let with_policy = [&flags[..], &["--ip-anonymise", "drop"]].concat();
+
+    let (mut deps, request) = wired(&with_policy, &[("GEO_URI", geo.to_str().unwrap())]).await.unwrap();
+    let tables = MemoryLoader::default();
+    deps.loader = Arc::new(tables.clone());
+    backfill::run(deps, request, Arc::default()).await.unwrap();
+
+    let row: Value = serde_json::from_slice(&tables.rows("clickstream")[0]).unwrap();
+    assert_eq!((&row["country"], &row["city"], row.get("ip_address")), (&json!("FR"), &json!("Paris"), None));
+    let refused = |result: Result<(Deps, Request), Error>| match result {
+        Err(Error::Usage(reason)) => reason,
+        _ => panic!("it is to be refused"),
+    };
+    assert!(refused(wired(&flags, &[("GEO_URI", "/nowhere/geo.csv")]).await).starts_with("GEO_URI: /nowhere/geo.csv"));
+    assert!(refused(wired(&flags, &[("GEO_URI", "ftp://b/geo.csv")]).await).starts_with("GEO_URI: ftp://b/geo.csv"));
+    assert!(Cli::try_parse_from(["backfill", "--source", "a", "--ip-anonymise", "some"]).is_err());
+}
