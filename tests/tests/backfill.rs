@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pipeline_tests::binary::{binary, program_in_path, run, text};
+use pipeline_tests::binary::{Dev, binary, program_in_path, run, text};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -413,14 +413,20 @@ fn history_of_a_streams_type_lands_enriched_and_the_archive_makes_it_anew() {
     std::fs::write(&file, lines.map(|line| line.to_string()).join("\n")).unwrap();
     let warehouse = Warehouse::new();
 
-    let report = warehouse.load(&file, &["--type", "clickstream"]);
+    let history = ["--type", "clickstream", "--append"];
+
+    let report = warehouse.load(&file, &history);
 
     assert_eq!((&report["rows"]["clickstream_events"], &report["dead_letters"]), (&json!(2), &json!(1)));
     let sql = "SELECT user_id, country, event_id, schema_version FROM contextflow.clickstream_events ORDER BY 1";
     let rows = warehouse.query(sql);
     assert!(rows.iter().all(|row| row["country"].as_str().is_some_and(|country| country != "Unknown")), "{rows:?}");
-    warehouse.load(&file, &["--type", "clickstream"]);
-    assert_eq!(warehouse.query(sql), rows, "an event has the same identity when it is loaded again");
+    let refused = warehouse.backfill(&file, &["--type", "clickstream"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    assert_eq!(warehouse.query(sql), rows, "what a stream has brought is not replaced by a file");
+    let other = Warehouse::new();
+    other.load(&file, &history);
+    assert_eq!(other.query(sql), rows, "an event has the same identity when it is loaded again");
 
     // As the batcher archives it, with one row twice.
     let row = |user: &str, day: &str| {
@@ -449,15 +455,43 @@ fn history_of_a_streams_type_lands_enriched_and_the_archive_makes_it_anew() {
     assert_eq!((&report["rows"]["clickstream_events"], &report["duplicates"]), (&json!(5), &json!(1)));
     assert_eq!(warehouse.one(users), "abcde");
 
-    warehouse.load(&file, &["--type", "clickstream"]);
+    warehouse.load(&file, &history);
     let days = ["--type", "clickstream", "--from-day", "2026-10-20", "--to-day", "2026-10-21"];
     for _ in 0..2 {
         warehouse.load(archive, &days);
-        assert_eq!(warehouse.one(users), "abcdu1u2", "two days are made anew, the others stay");
+        assert_eq!(warehouse.one(users), "abcdeu1u2", "two days are made anew, the others stay");
     }
     let only_last = ["--type", "clickstream", "--append", "--from-day", "2026-10-22"];
     warehouse.load(archive, &only_last);
-    assert_eq!(warehouse.one(users), "abcdeu1u2");
+    assert_eq!(warehouse.one(users), "abcdeeu1u2", "an append does not look at what is there");
     let refused = warehouse.backfill(archive, &[&days[..], &["--force-recreate"]].concat());
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_streams_table_is_not_replaced_while_its_rows_wait_for_the_archive() {
+    let mut dev = Dev::start(&[]);
+    dev.publish(Some(&json!({"event_id": "e1", "event_name": "click"})));
+    let count = "SELECT count(*) AS n FROM clickstream_events";
+    let one = [json!({"n": 1})];
+    dev.wait_for(count, |rows| rows == one);
+    let data = dev.data().display().to_string();
+    let replace = || run(["backfill", "--source", "archive", "--type", "clickstream", "--data-dir", &data]);
+    let refusal = |reason: &str| {
+        let output = replace();
+        let error = text(&output.stderr);
+        assert!(!output.status.success() && error.contains(reason), "{error}");
+    };
+    refusal("another process writes to this warehouse; stop it");
+    // Before the ten seconds of the archive's window are over.
+    dev.kill();
+    refusal("1 messages in ");
+    refusal("start `contextflow dev` on it until");
+    assert_eq!(dev.query(count), one);
+
+    dev.start_again();
+    dev.interrupt();
+    let output = replace();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(dev.query(count), one);
 }

@@ -30,7 +30,8 @@ pub struct Options {
     /// How lines become rows: a built-in mapping, or a mapping file
     #[arg(long, default_value = "visit", value_name = "NAME|FILE", conflicts_with = "event_type")]
     pub mapping: String,
-    /// Load the lines as events of this type into its own table, enriched as the stream does
+    /// Load the lines as events of this type into its own table, enriched as the stream does; into that of a stream with
+    /// --append, or from its archive
     #[arg(long = "type", value_name = "TYPE|FILE")]
     pub event_type: Option<String>,
     /// With `--source archive`: only from this day on, 2026-10-20; the other days stay as they are
@@ -42,7 +43,7 @@ pub struct Options {
     /// Add the rows to those that are there, without the files that were loaded before
     #[arg(long, conflicts_with = "force_recreate")]
     pub append: bool,
-    /// Make the tables anew from their schemas
+    /// Make the tables anew from their schemas; that of a stream loses what the archive does not have yet
     #[arg(long)]
     pub force_recreate: bool,
     /// Go on with the run that was stopped
@@ -113,6 +114,13 @@ impl Options {
         } else {
             if self.from_day.is_some() {
                 return Err(Error::Usage("--from-day is for --source archive".into()));
+            }
+            let streaming = mapping.tables.iter().find(|plan| plan.system.is_some());
+            if let Some(plan) = streaming.filter(|_| mode != Mode::Append && self.to == Target::Tables) {
+                return Err(Error::Usage(format!(
+                    "{}: what the stream has brought would go; add to it with --append, or make it anew with --source archive",
+                    plan.table.full_name()
+                )));
             }
             (self.source.clone(), Form::Events)
         };

@@ -3,6 +3,7 @@
 
 mod fixture;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use backfill::config::{Options, wire};
@@ -81,4 +82,26 @@ async fn the_job_has_the_places_and_the_policy_that_are_set() {
     assert!(refused(wired(&flags, &[("GEO_URI", "/nowhere/geo.csv")]).await).starts_with("GEO_URI: /nowhere/geo.csv"));
     assert!(refused(wired(&flags, &[("GEO_URI", "ftp://b/geo.csv")]).await).starts_with("GEO_URI: ftp://b/geo.csv"));
     assert!(Cli::try_parse_from(["backfill", "--source", "a", "--ip-anonymise", "some"]).is_err());
+}
+
+#[test]
+fn only_its_archive_takes_the_place_of_what_a_stream_has_brought() {
+    let request = |flags: &[&str]| options(flags).request(&mut Registry::built_in().unwrap(), Some("bucket"));
+    let of_clicks = ["--source", "history.jsonl", "--type", "clickstream"];
+    for more in [&[][..], &["--force-recreate"]] {
+        match request(&[&of_clicks[..], more].concat()) {
+            Err(Error::Usage(reason)) => {
+                let words =
+                    "contextflow.clickstream_events: what the stream has brought would go; add to it with --append";
+                assert!(reason.starts_with(words), "{reason}");
+            }
+            _ => panic!("{more:?} is to be refused"),
+        }
+    }
+    for more in [&["--append"][..], &["--to", "null"]] {
+        assert!(request(&[&of_clicks[..], more].concat()).is_ok(), "{more:?}");
+    }
+    let archived = request(&["--source", "archive", "--type", "clickstream"]).ok().unwrap();
+    assert_eq!((archived.mode, Path::new(&archived.source)), (Mode::Replace, Path::new("bucket/clickstream")));
+    assert!(request(&["--source", "sessions.jsonl", "--type", "session"]).is_ok(), "nothing streams into it");
 }

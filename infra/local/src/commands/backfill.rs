@@ -11,12 +11,14 @@ use indicatif::ProgressBar;
 use shared::clock::Clock;
 use shared::enrich::Tables;
 use shared::enrich::address::Anonymise;
-use shared::load::NullLoader;
+use shared::load::{Mode, NullLoader};
 use shared::schema::Registry;
 use shared::settings::Settings;
 use shared::sink::delta::DeltaSink;
 
 use super::query::Engine;
+use crate::bus::Bus;
+use crate::dev;
 use crate::error::Failure;
 
 /// Where dead letters lie in a local pipeline's data.
@@ -48,8 +50,14 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let mut registry = super::registry(args.schemas.as_deref())?;
-    let bucket = args.data_dir.join("bucket");
-    let request = args.options.request(&mut registry, Some(&bucket.to_string_lossy())).map_err(failure)?;
+    let settings = Settings::from_env();
+    let own = |name: &str| args.data_dir.join(name).to_string_lossy().into_owned();
+    // Of each pipeline its own archive.
+    let archive = match args.warehouse {
+        Engine::Local => Some(own("bucket")),
+        Engine::BigQuery => settings.get("ARCHIVE_URI").map(str::to_string),
+    };
+    let request = args.options.request(&mut registry, archive.as_deref()).map_err(failure)?;
     let lookups = super::lookups(args.geo.as_deref())?;
     let mut deps = deps(Arc::new(registry), lookups, args.options.ip_anonymise, Clock::system());
     let letters = args.options.dead_letters.clone();
@@ -57,7 +65,6 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     if args.options.to == Target::Null {
         deps.dead_letters = letters.map_or(Ok(None), |uri| at(uri, &deps))?;
     } else {
-        let own = |name: &str| args.data_dir.join(name).to_string_lossy().into_owned();
         let state = own(if args.warehouse == Engine::Local { "backfill" } else { "backfill-bigquery" });
         deps.state = at(args.options.state.clone().unwrap_or(state), &deps)?;
         deps.dead_letters = at(letters.unwrap_or_else(|| own(LETTERS)), &deps)?;
@@ -65,6 +72,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             Engine::Local => {
                 let sink =
                     DeltaSink::open(&args.data_dir.join("warehouse"), deps.clock.clone()).map_err(Failure::work)?;
+                if request.mode != Mode::Append && request.mapping.tables.iter().any(|plan| plan.system.is_some()) {
+                    whole_archive(&args.data_dir)?;
+                }
                 into_delta(&mut deps, &Arc::new(sink));
             }
             Engine::BigQuery => super::cloud::load(&args.place, &mut deps).await?,
@@ -78,6 +88,24 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     };
     bar.finish_and_clear();
     report.and_then(|report| report.print(args.options.json)).map_err(failure)
+}
+
+/// Refuses to replace a streaming table while rows that it has wait for the archive: whole files go, and those rows with
+/// them. The warehouse is this process's, so no pipeline adds to it.
+fn whole_archive(data_dir: &Path) -> Result<(), Failure> {
+    let place = data_dir.display();
+    let stats = Bus::at_rest(&data_dir.join(dev::BUS_FILE), dev::topology()).map_err(|error| {
+        Failure::work(format!("{error:#}; end the pipeline in {place} before its tables are replaced"))
+    })?;
+    let waiting: u64 = stats.iter().filter(|stats| stats.name == dev::ARCHIVE).map(|stats| stats.waiting).sum();
+    if waiting == 0 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{waiting} messages in {place} wait for the archive, and their rows would go from the table; start \
+         `contextflow dev` on it until `contextflow status` shows none in {}, end it and load again; or give --append",
+        dev::ARCHIVE
+    )))
 }
 
 /// What a load works with, before it is said where rows go.

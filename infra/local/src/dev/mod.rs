@@ -48,6 +48,8 @@ use trace::{TracedSink, TracedTopic, Traces};
 pub const ADDRESS: &str = "http://127.0.0.1:8080";
 /// The bus's file in the data folder.
 pub const BUS_FILE: &str = "bus.redb";
+/// The subscription whose rows go into the archive.
+pub const ARCHIVE: &str = "clickstream-archive-sub";
 /// How old a lookup may be before its source is looked at again.
 const LOOKUP_AGE_SECONDS: i64 = 5;
 /// How long the end may take: what is on its way lands, the rest stays on the bus for the next start.
@@ -288,7 +290,7 @@ pub fn topology() -> BusConfig {
         push("clickstream-raw-sub", RAW, "/enricher", 256),
         push("clickstream-enriched-sub", ENRICHED, "/batcher", 256),
         // The archive answers once a window of ten seconds has closed.
-        push("clickstream-archive-sub", ENRICHED, "/batcher/archive", 1_000),
+        push(ARCHIVE, ENRICHED, "/batcher/archive", 1_000),
         push("clickstream-dead-letter-sub", DEAD_LETTER, "/batcher/dead-letter", 256),
     ];
     let topics = [RAW, ENRICHED, DEAD_LETTER].map(str::to_string).to_vec();
