@@ -20,7 +20,7 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
     let controls = Rest::new(&settings).map_err(Failure::usage)?;
     let released =
         if args.dry_run { releasing::look(&store).await } else { releasing::release(&store, &controls, now).await };
-    let Released { before, subscriptions, left } = released.map_err(failure)?;
+    let Released { before, subscriptions, left } = released.map_err(|error| failure(&error))?;
     let (backlogs, backlog_unknown) = match controls.backlogs(&args.project, now).await {
         Ok(backlogs) => (backlogs, None),
         Err(error) => (BTreeMap::new(), Some(error.to_string())),
@@ -46,7 +46,7 @@ pub async fn release(args: &release::Args) -> Result<release::Report, Failure> {
     })
 }
 
-fn failure(error: ReleaseError) -> Failure {
+fn failure(error: &ReleaseError) -> Failure {
     let is_bucket = matches!(error, ReleaseError::State(StateError::Store(..)));
     let hint = "; after a detach the bucket answers again once its project is linked to a billing account";
     Failure::work(format!("{error}{}", if is_bucket { hint } else { "" }))
