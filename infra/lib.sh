@@ -44,6 +44,9 @@ run() {
     fi
 }
 
+# 16 hexadecimal digits that stand for what is read.
+digest() { openssl dgst -sha256 -r | cut -c 1-16; }
+
 # The number of the project, which names of Google's own accounts and of the identity pool bear.
 project_number() {
     if [ -n "$DRY_RUN" ]; then

@@ -56,54 +56,48 @@ content_policy() {
 }
 
 up_headers() { # POLICY
-    local content config there
+    local content config mark there
     content=$(content_policy)
-    config='{"Name":"'$SITE'","SecurityHeadersConfig":{'
+    config='"Name":"'$SITE'","SecurityHeadersConfig":{'
     config+='"StrictTransportSecurity":{"Override":true,"AccessControlMaxAgeSec":31536000},'
     config+='"ContentSecurityPolicy":{"Override":true,"ContentSecurityPolicy":"'$content'"},'
     config+='"ContentTypeOptions":{"Override":true},'
     config+='"FrameOptions":{"Override":true,"FrameOption":"DENY"},'
-    config+='"ReferrerPolicy":{"Override":true,"ReferrerPolicy":"no-referrer"}}}'
+    config+='"ReferrerPolicy":{"Override":true,"ReferrerPolicy":"no-referrer"}}'
+    mark=$(marked "$config")
+    config='{"Comment":"'$mark'",'$config'}'
     if [ -z "$1" ]; then
         say "headers policy $SITE: make it"
         cloudfront create-response-headers-policy --response-headers-policy-config "$config" >/dev/null
         return
     fi
     there=$(ASK_OR_RUN=ask cloudfront get-response-headers-policy --id "$1" --query \
-        '[ETag, ResponseHeadersPolicy.ResponseHeadersPolicyConfig.SecurityHeadersConfig.ContentSecurityPolicy.ContentSecurityPolicy]')
-    if [ "${there#*$'\t'}" = "$content" ]; then
+        '[ETag, ResponseHeadersPolicy.ResponseHeadersPolicyConfig.Comment]')
+    if [ "${there#*$'\t'}" = "$mark" ]; then
         unchanged "headers policy $SITE"
     else
-        say "headers policy $SITE: give it the new content security policy"
+        say "headers policy $SITE: give it the new headers"
         cloudfront update-response-headers-policy --id "$1" --if-match "${there%%$'\t'*}" \
             --response-headers-policy-config "$config" >/dev/null
     fi
 }
 
+# The comment of what is made of a configuration: it says of which, so that a run changes only what has changed.
+marked() { # CONFIGURATION
+    local mark
+    mark=$(digest <<<"$1")
+    echo "ContextFlow $mark"
+}
+
 up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
-    local there id wanted alias='"Quantity":0' certificate='{"CloudFrontDefaultCertificate":true}' host='' arn reference
+    local there id mark version config alias='"Quantity":0' certificate='{"CloudFrontDefaultCertificate":true}' host='' arn reference
     arn=$(certificate)
     if [ -n "$arn" ]; then
         host=${SITE_ORIGIN#https://}
         alias='"Quantity":1,"Items":["'$host'"]'
         certificate='{"ACMCertificateArn":"'$arn'","SSLSupportMethod":"sni-only","MinimumProtocolVersion":"TLSv1.2_2021"}'
     fi
-    wanted=$(printf '%s\t' "$1" "$2" "${host:-None}" "${arn:-None}" True)
-    id=$(distribution Id)
-    if [ -n "$id" ]; then
-        there=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query \
-            "DistributionConfig.[Origins.Items[0].OriginAccessControlId, DefaultCacheBehavior.ResponseHeadersPolicyId,
-            Aliases.Items[0] || 'None', ViewerCertificate.ACMCertificateArn || 'None', Enabled]")
-        if [ "$there" = "${wanted%$'\t'}" ]; then
-            unchanged "distribution $id"
-            return
-        fi
-        reference=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query DistributionConfig.CallerReference)
-    else
-        reference=$SITE-$(date +%s)
-    fi
-    local config
-    config='{"CallerReference":"'$reference'","Comment":"ContextFlow","Enabled":true,"DefaultRootObject":"index.html"'
+    config='"Enabled":true,"DefaultRootObject":"index.html"'
     config+=',"Aliases":{'$alias'},"ViewerCertificate":'$certificate
     config+=',"HttpVersion":"http2and3","IsIPV6Enabled":true,"PriceClass":"PriceClass_100","WebACLId":""'
     config+=',"Origins":{"Quantity":1,"Items":[{"Id":"'$SITE_BUCKET'","DomainName":"'$SITE_BUCKET.s3.$HOME_REGION.amazonaws.com'"'
@@ -115,13 +109,27 @@ up_distribution() { # ACCESS-CONTROL HEADERS-POLICY
     config+=',"LambdaFunctionAssociations":{"Quantity":0},"FunctionAssociations":{"Quantity":0}}'
     config+=',"CacheBehaviors":{"Quantity":0},"CustomErrorResponses":{"Quantity":0}'
     config+=',"Logging":{"Enabled":false,"IncludeCookies":false,"Bucket":"","Prefix":""}'
-    config+=',"Restrictions":{"GeoRestriction":{"RestrictionType":"none","Quantity":0}}}'
+    config+=',"Restrictions":{"GeoRestriction":{"RestrictionType":"none","Quantity":0}}'
+    mark=$(marked "$config")
+    reference=$SITE-$(date +%s)
+    id=$(distribution Id)
+    if [ -n "$id" ]; then
+        there=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query 'DistributionConfig.[Comment, Enabled]')
+        # A removal that was broken off has switched it off.
+        if [ "$there" = "$mark"$'\tTrue' ]; then
+            unchanged "distribution $id"
+            return
+        fi
+        reference=$(ASK_OR_RUN=ask cloudfront get-distribution-config --id "$id" --query DistributionConfig.CallerReference)
+    fi
+    config='{"CallerReference":"'$reference'","Comment":"'$mark'",'$config'}'
     if [ -z "$id" ]; then
         say "distribution of $SITE_BUCKET: make it (it is everywhere after some minutes)"
         cloudfront create-distribution --distribution-config "$config" >/dev/null
     else
         say "distribution $id: give it the new settings"
-        cloudfront update-distribution --id "$id" --if-match "$(etag "$id")" --distribution-config "$config" >/dev/null
+        version=$(etag "$id")
+        cloudfront update-distribution --id "$id" --if-match "$version" --distribution-config "$config" >/dev/null
     fi
 }
 

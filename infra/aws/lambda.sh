@@ -114,7 +114,7 @@ update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION
     fi
 }
 
-# A second bound behind the API's throttle: so many requests are at work at once, and no more are paid for.
+# Of the account's instances so many are the function's, whatever else runs there, and no more: a second bound behind the API's throttle.
 reserve() { # REGION
     local there free
     there=$(ask aws --region "$1" lambda get-function-concurrency --function-name "$PUBLISHER" --query ReservedConcurrentExecutions)

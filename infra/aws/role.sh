@@ -21,12 +21,15 @@ rights() {
 
 up() {
     local there wanted
-    there=$(ask aws --region "$GLOBAL" iam get-role --role-name "$PUBLISHER" --query Role.Arn)
-    if [ -n "$there" ]; then
-        unchanged "role $PUBLISHER"
-    else
+    there=$(ask aws --region "$GLOBAL" iam get-role --role-name "$PUBLISHER" --query 'to_string(Role.AssumeRolePolicyDocument)')
+    if [ -z "$there" ]; then
         say "role $PUBLISHER: make it"
         run aws --region "$GLOBAL" iam create-role --role-name "$PUBLISHER" --assume-role-policy-document "$trust" >/dev/null
+    elif [ "${there//[[:space:]]/}" = "$trust" ]; then
+        unchanged "role $PUBLISHER"
+    else
+        say "role $PUBLISHER: for Lambda alone"
+        run aws --region "$GLOBAL" iam update-assume-role-policy --role-name "$PUBLISHER" --policy-document "$trust"
     fi
     wanted=$(rights)
     there=$(ask aws --region "$GLOBAL" iam get-role-policy --role-name "$PUBLISHER" --policy-name logs --query 'to_string(PolicyDocument)')

@@ -143,9 +143,6 @@ folder_for() { # CONCERN
     echo "$FILES/$1"
 }
 
-# 16 hexadecimal digits that stand for what is read.
-digest() { openssl dgst -sha256 -r | cut -c 1-16; }
-
 # The budget's id, which Google chose. It is known by its name, which bears the project's.
 budget_id() {
     local name
