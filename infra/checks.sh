@@ -89,6 +89,8 @@ check_tools() { # PART
     fi
     if one_of "$1" all aws; then
         tool zip "install it with your system's packages"
+    fi
+    if one_of "$1" aws site; then
         tool openssl "install it with your system's packages"
     fi
     if one_of "$1" all gcp aws schema && [ -z "$BINARIES" ]; then
