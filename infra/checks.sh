@@ -161,7 +161,7 @@ refuse_under_a_brake() {
         ! grep -qxF "$name|" <<<"$there" || braked+="$name "
     done
     if [ -n "$braked" ]; then
-        problem "nothing is pushed from ${braked% }: the kill-switch's brake, or someone's; contextflow release starts it again"
+        problem "nothing is pushed from ${braked% }: by the kill-switch's brake, which contextflow release ends, or by someone's hand (gcloud pubsub subscriptions modify-push-config)"
     fi
     stop_if_problems
 }

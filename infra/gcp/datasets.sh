@@ -32,7 +32,12 @@ writer() { # ACCOUNT DATASET ROLE
     say "dataset $2: give $3 to contextflow-$1"
     file=$(folder_for datasets)/$2.json
     printf '%s\n' "$there" | sed "s|\"access\": *\[|&$entry,|" >"$file"
-    patiently run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$2"
+    patiently update "$file" "$2"
+}
+
+# bq tells its faults on standard output.
+update() { # FILE DATASET
+    run bq --project_id="$GCP_PROJECT" update --source "$1" "$GCP_PROJECT:$2" >&2
 }
 
 # Takes what contextflow-batcher and contextflow-backfill may do out of a dataset that stays: an entry of an account that is gone may
@@ -47,7 +52,7 @@ no_writers() { # DATASET
     say "dataset $1: take the rights of contextflow-batcher and contextflow-backfill out"
     file=$(folder_for datasets)/$1.json
     sed -E "s/$entries//g; s/,\]/]/g" <<<"$there" >"$file"
-    run bq --project_id="$GCP_PROJECT" update --source "$file" "$GCP_PROJECT:$1"
+    update "$file" "$1"
 }
 
 down() {
