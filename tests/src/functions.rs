@@ -20,8 +20,8 @@ use shared::clock::{Clock, SECOND};
 use shared::enrich::Warm;
 use shared::enrich::address::Anonymise;
 use shared::metrics::Metrics;
-use shared::publish::MemoryTopic;
-use shared::schema::Registry;
+use shared::publish::{MAX_EVENT_BYTES, MemoryTopic};
+use shared::schema::{Registry, Schemas};
 use shared::sink::Sink;
 use shared::window::Limits;
 
@@ -52,7 +52,20 @@ impl PublisherFixture {
     pub fn with(registry: Arc<Registry>, anonymise: Anonymise) -> Self {
         let topic = Arc::new(MemoryTopic::default());
         let clock = Clock::manual(NOW);
-        let deps = publisher::Deps { registry, topic: topic.clone(), clock: clock.clone(), anonymise };
+        let deps = publisher::Deps {
+            schemas: Arc::new(Schemas::fixed(registry)),
+            topic: topic.clone(),
+            clock: clock.clone(),
+            anonymise,
+            max_event_bytes: MAX_EVENT_BYTES,
+            synthetic_events: false,
+        };
+        Self::of(deps, topic)
+    }
+
+    /// With everything as given.
+    pub fn of(deps: publisher::Deps, topic: Arc<MemoryTopic>) -> Self {
+        let clock = deps.clock.clone();
         Self { router: publisher::router(Arc::new(deps)), topic, clock }
     }
 
@@ -100,6 +113,10 @@ pub struct EnricherFixture {
     pub enriched: Arc<MemoryTopic>,
     /// The dead-letter topic.
     pub dead_letters: Arc<MemoryTopic>,
+    /// The bucket.
+    pub store: Arc<dyn ObjectStore>,
+    /// Its clock, at [`NOW`].
+    pub clock: Clock,
 }
 
 impl EnricherFixture {
@@ -110,18 +127,26 @@ impl EnricherFixture {
 
     /// With other schemas or settings.
     pub async fn with(registry: Arc<Registry>, config: enricher::Config) -> Self {
+        Self::with_schemas(Schemas::fixed(registry), Clock::manual(NOW), config).await
+    }
+
+    /// With schemas that may change.
+    pub async fn with_schemas(schemas: Schemas, clock: Clock, config: enricher::Config) -> Self {
         let (enriched, dead_letters) = (Arc::new(MemoryTopic::default()), Arc::new(MemoryTopic::default()));
-        let clock = Clock::manual(NOW);
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let bucket = Location { store: store.clone(), path: Path::from("archive"), uri: "memory:///archive".into() };
         let lookups = Warm::load(Vec::new(), clock.clone(), 60 * SECOND).await.expect("the built-in lookups load");
         let deps = enricher::Deps {
-            registry,
+            schemas: Arc::new(schemas),
+            bucket: Some(bucket),
             lookups: Arc::new(lookups),
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
             metrics: Arc::new(Metrics::new(clock.clone())),
-            clock,
+            clock: clock.clone(),
         };
-        Self { router: enricher::router(Arc::new(enricher::Enricher::new(deps, config))), enriched, dead_letters }
+        let router = enricher::router(Arc::new(enricher::Enricher::new(deps, config)));
+        Self { router, enriched, dead_letters, store, clock }
     }
 
     /// `POST /` with the body of a push.
@@ -146,6 +171,7 @@ pub fn quick_batcher() -> batcher::Config {
         table: limits(500, 1),
         archive: limits(usize::MAX, 1),
         dead_letters: limits(usize::MAX, 1),
+        published_dead_letters: limits(500, 1),
         budget: Duration::from_millis(200),
         pause: Duration::from_millis(2),
         remembered_ids: 10_000,
@@ -194,7 +220,7 @@ impl<S: Sink + Default + 'static> BatcherFixture<S> {
         let bucket =
             store.clone().map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let deps = batcher::Deps {
-            registry,
+            schemas: Arc::new(Schemas::fixed(registry)),
             sink: sink.clone(),
             bucket,
             enriched: enriched.clone(),

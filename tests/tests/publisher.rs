@@ -16,7 +16,8 @@ use shared::clock::{Clock, DAY, SECOND};
 use shared::decode::time::timestamp_text;
 use shared::enrich::address::Anonymise;
 use shared::event;
-use shared::publish::{MAX_BYTES, Message, PublishError, Publisher};
+use shared::publish::{MAX_BYTES, MAX_EVENT_BYTES, Message, PublishError, Publisher};
+use shared::schema::Schemas;
 
 const CLICK: &str = r#"{"event_id":"e-1","user_id":"u1","session_id":"s1","page_url":"/","event_name":"click","ip_address":"8.8.8.8","event_timestamp":"2026-10-20T00:15:00Z"}"#;
 
@@ -307,10 +308,12 @@ impl Publisher for HalfTopic {
 async fn nothing_is_vouched_for_where_one_of_the_messages_is_not_acknowledged() {
     for answers_all in [true, false] {
         let deps = publisher::Deps {
-            registry: built_in(),
+            schemas: Arc::new(Schemas::fixed(built_in())),
             topic: Arc::new(HalfTopic { answers_all }),
             clock: Clock::manual(NOW),
             anonymise: Anonymise::Off,
+            max_event_bytes: MAX_EVENT_BYTES,
+            synthetic_events: false,
         };
         let router = publisher::router(Arc::new(deps));
 

@@ -7,6 +7,8 @@ use publisher::handler::{self, Deps, Media};
 use serde::Deserialize;
 use shared::clock::Clock;
 use shared::enrich::address::Anonymise;
+use shared::publish::MAX_EVENT_BYTES;
+use shared::schema::Schemas;
 
 use crate::commands::{self, cloud};
 use crate::error::Failure;
@@ -31,8 +33,14 @@ impl Target {
             return Ok(Self::Address(client, publish_url(to)));
         }
         let topic = cloud::topic(to, patience).await?;
-        let registry = Arc::new(commands::registry(None)?);
-        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock: Clock::system(), anonymise: Anonymise::Off })))
+        Ok(Self::Topic(Arc::new(Deps {
+            schemas: Arc::new(Schemas::fixed(commands::registry(None)?)),
+            topic,
+            clock: Clock::system(),
+            anonymise: Anonymise::Off,
+            max_event_bytes: MAX_EVENT_BYTES,
+            synthetic_events: false,
+        })))
     }
 }
 
