@@ -182,6 +182,8 @@ impl Problems {
         let mut index = 0;
         self.kept.retain(|known| {
             index += 1;
+            #[cfg(test)]
+            EXAMINED.set(EXAMINED.get() + 1);
             index <= from || !known.column.as_deref().is_some_and(is_inside)
         });
         let withdrawn = before - self.kept.len();
@@ -229,6 +231,17 @@ impl fmt::Display for Problem {
             None => f.write_str(&self.message),
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static EXAMINED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many faults this thread has looked at to withdraw some.
+#[cfg(test)]
+pub(crate) fn examined() -> usize {
+    EXAMINED.get()
 }
 
 #[cfg(test)]

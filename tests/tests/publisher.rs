@@ -16,14 +16,23 @@ use shared::clock::{Clock, DAY, SECOND};
 use shared::decode::time::timestamp_text;
 use shared::enrich::address::Anonymise;
 use shared::event;
-use shared::publish::{MAX_BYTES, MAX_EVENT_BYTES, Message, PublishError, Publisher};
+use shared::publish::{MAX_BYTES, MAX_EVENT_BYTES, MemoryTopic, Message, PublishError, Publisher};
 use shared::schema::Schemas;
 
 const CLICK: &str = r#"{"event_id":"e-1","user_id":"u1","session_id":"s1","page_url":"/","event_name":"click","ip_address":"8.8.8.8","event_timestamp":"2026-10-20T00:15:00Z"}"#;
 
 #[tokio::test]
-async fn no_body_publishes_one_synthetic_event() {
-    let publisher = PublisherFixture::start();
+async fn no_body_publishes_one_synthetic_event_where_the_settings_allow_it() {
+    let topic = Arc::new(MemoryTopic::default());
+    let deps = publisher::Deps {
+        schemas: Arc::new(Schemas::fixed(built_in())),
+        topic: topic.clone(),
+        clock: Clock::manual(NOW),
+        anonymise: Anonymise::Off,
+        max_event_bytes: MAX_EVENT_BYTES,
+        synthetic_events: true,
+    };
+    let publisher = PublisherFixture::of(deps, topic);
 
     let answer = post(&publisher.router, "/publish", None, "").await;
 

@@ -192,11 +192,13 @@ impl DeadLetter {
     }
 }
 
-/// Text as it is; base64 where it is no UTF-8, or where its escapes in JSON would take more room: a third more is the
-/// most that any input grows by.
+/// Text as it is; base64 where it is no UTF-8, or where its escapes in JSON would take more room: a third more is about
+/// the most that any input grows by.
 fn encode_raw(raw: &[u8]) -> (String, &'static str) {
+    /// What a short text may grow by, to stay readable.
+    const SPARE: usize = 256;
     match std::str::from_utf8(raw) {
-        Ok(text) if escapes_length(raw) <= raw.len() / 3 => (text.to_string(), "utf8"),
+        Ok(text) if escapes_length(raw) <= raw.len() / 3 + SPARE => (text.to_string(), "utf8"),
         _ => (base64_simd::STANDARD.encode_to_string(raw), "base64"),
     }
 }
@@ -226,11 +228,11 @@ mod tests {
     #[test]
     fn a_dead_letter_is_a_row_of_its_schema() {
         let registry = Registry::built_in().unwrap();
-        let json = letter(b"{\"a\": no JSON}\0").to_json();
+        let json = letter(b"{\0\"").to_json();
         let mut row = Row::default();
         decode::row(registry.get(DEAD_LETTER).unwrap(), &json, &mut row).unwrap();
         assert_eq!((row.problems.len(), row.unknown_keys), (0, 0));
-        assert_eq!(row.text(6), Some("{\"a\": no JSON}\0"));
+        assert_eq!(row.text(6), Some("{\0\""));
     }
 
     #[test]
@@ -238,7 +240,7 @@ mod tests {
         for raw in [vec![0; 3_000], vec![b'"'; 3_000], vec![0xff; 3_000], "é".repeat(1_500).into_bytes()] {
             let dead = letter(&raw);
             assert_eq!(dead.raw_bytes().unwrap(), raw);
-            assert!(serde_json::to_string(&dead.raw).unwrap().len() <= 4_002);
+            assert!(serde_json::to_string(&dead.raw).unwrap().len() <= 4_258);
         }
     }
 

@@ -54,6 +54,7 @@ impl DeadLetterPublisher {
         if letters.is_empty() {
             return Ok(());
         }
+        self.log(&letters);
         for letter in letters.iter_mut().filter(|letter| letter.is_large()) {
             self.shorten(letter).await?;
         }
@@ -62,7 +63,6 @@ impl DeadLetterPublisher {
         for letter in &letters {
             self.metrics.dead_letter(letter.reason.as_str());
         }
-        self.log(&letters);
         Ok(())
     }
 

@@ -440,3 +440,6 @@ fn check_required(columns: &[Column], applies: impl Fn(&Column) -> bool, row: &m
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
