@@ -17,7 +17,9 @@ pub enum Code {
     TooDeep,
     /// JSON, but not an object.
     NotAnObject,
-    /// Over 1 MiB.
+    /// A JSON object without a member.
+    EmptyEvent,
+    /// Over the largest size of an event, or too many values for it.
     TooLarge,
     /// A push without a usable message.
     BadEnvelope,
@@ -63,6 +65,7 @@ impl Code {
             Self::BadUtf8 => "bad_utf8",
             Self::TooDeep => "too_deep",
             Self::NotAnObject => "not_an_object",
+            Self::EmptyEvent => "empty_event",
             Self::TooLarge => "too_large",
             Self::BadEnvelope => "bad_envelope",
             Self::BadEventId => "bad_event_id",

@@ -56,6 +56,18 @@ async fn what_is_no_object_is_rejected_by_its_index() {
 }
 
 #[tokio::test]
+async fn an_event_without_a_member_is_rejected() {
+    for body in ["{}", " { \n} ", "[{}]"] {
+        let publisher = PublisherFixture::start();
+
+        let answer = publisher.publish(body).await;
+
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
+        assert_eq!(rejections(&answer.json()), [(0, "empty_event")], "{body}");
+    }
+}
+
+#[tokio::test]
 async fn good_and_bad_events_of_one_array_are_told_apart() {
     let publisher = PublisherFixture::start();
     let body = r#"[{"event_id":"good-1"}, null, {"event_id":"a b"}, {"event_id":"good-2","user_id":{}}, [1], {"event_id":"good-3"}]"#;

@@ -287,6 +287,9 @@ fn prepare<'r, 'a>(
     let mut problems = std::mem::take(&mut row.problems);
 
     let mut line = splice(deps, |key| plan.is_address_key(key), event);
+    if line.is_empty() {
+        return Err(Problem::new(Code::EmptyEvent, "the event has no member: it says nothing"));
+    }
     let given = plan.system.and_then(|system| row.text(system.event_id)).map(str::to_string);
     let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
     if let Some((column, address)) = address {
