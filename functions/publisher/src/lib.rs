@@ -85,7 +85,7 @@ async fn publish(
             }
             _ => Refusal::Malformed("the body could not be read to its end".into()),
         })?;
-        handler::publish(&deps, limits.events, Media::of(content_type)?, &body, address).await
+        handler::publish_within(&deps, limits.events, Media::of(content_type)?, &body, address).await
     };
     match answer.await {
         Ok(receipt) => accepted(&receipt),

@@ -316,6 +316,29 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_are_packed_and_kept_like_rows() {
+        let prices = PriceTable::built_in().unwrap();
+        let with = |bad| {
+            let load = Load { rps: 1_000.0, event_bytes: 250.0, batch: 500.0, bad, regions: 1, pack: None };
+            Bill::of(load, &prices).unwrap()
+        };
+        let (good, bad, half) = (with(0.0), with(1.0), with(0.5));
+        let quantity = |bill: &Bill, what: &str| {
+            let line = bill.lines.iter().find(|line| line.what.starts_with(what));
+            line.map(|line| line.quantity)
+        };
+        assert_eq!(quantity(&good, "dead-letter topic"), None);
+        // In and out; 500 letters a message.
+        let letter = 250.0 + prices.assumed("dead_letter_bytes").unwrap();
+        let topic = 2.0 * bad.events * (letter + prices.assumed("message_bytes").unwrap() / 500.0) / 1_073_741_824.0;
+        assert!((quantity(&bad, "dead-letter topic").unwrap() - topic).abs() < 1e-6);
+        assert!((quantity(&bad, "pushes").unwrap() - 2.0 * bad.events / 500.0 / 1e6).abs() < 1e-9, "a push each");
+        assert!((quantity(&bad, "Storage Write").unwrap() - bad.events * letter / 1_073_741_824.0).abs() < 1e-6);
+        assert!(quantity(&bad, "enriched topic") == Some(0.0));
+        assert!(good.total.list < half.total.list && half.total.list < good.total.list + bad.total.list);
+    }
+
+    #[test]
     fn each_region_begins_with_the_first_tier() {
         let three = bill(RPS, 1.0, 3);
         assert!((list(&three, "API Gateway", "HTTP API") - (900.0 + 2_100.0 * 0.9)).abs() < 0.01);
