@@ -50,6 +50,7 @@ check_function_settings() {
         [ -n "${!name:-}" ] || continue
         case $name in
             *_MS | *_BYTES | *_ROWS | *_IDS | *_IN_FLIGHT | *_REQUESTS) setting "$name" '[0-9]+' "a whole number" ;;
+            DETACH_AFTER) setting "$name" '[0-9]+(h|m)' "hours or minutes: 6h, 90m" ;;
             IP_ANONYMISE) setting "$name" 'off|truncate|drop' "off, truncate or drop" ;;
             SYNTHETIC_EVENTS) setting "$name" 'on|off' "on or off" ;;
             *) setting "$name" '[^|"\\[:cntrl:]]+' "a text without | \" \\" ;;
