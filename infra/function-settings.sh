@@ -21,6 +21,7 @@ declare -A FUNCTIONS_OF=(
     [IP_ANONYMISE]="publisher enricher backfill"
     [LOOKUP_MAX_AGE_MS]="enricher"
     [MAX_CONCURRENT_REQUESTS]="enricher batcher kill-switch"
+    [MAX_CONNECTIONS]="enricher batcher kill-switch"
     [MAX_EVENT_BYTES]="publisher enricher"
     [MAX_HELD_BYTES]="enricher batcher kill-switch"
     [MAX_NOTICE_AGE_MS]="kill-switch"

@@ -66,7 +66,7 @@ geo() {
 # Roles on objects of a name. Who may not list a bucket is told "forbidden" of an object that is not there; so whose work
 # begins with an object that is not there yet may also list the names.
 access() { # grant|revoke
-    local own=projects/_/buckets/$OWN_BUCKET events=projects/_/buckets/$EVENTS_BUCKET geo schemas name enriched
+    local own=projects/_/buckets/$OWN_BUCKET events=projects/_/buckets/$EVENTS_BUCKET geo schemas name
     geo=$(object_at "$(value_of GEO_URI)")
     "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
@@ -74,9 +74,8 @@ access() { # grant|revoke
     for name in ${schemas:+publisher enricher batcher backfill}; do
         "$1" "$(member "$name")" roles/storage.objectViewer "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/${schemas%/}/\")" storage buckets @ "gs://$OWN_BUCKET"
     done
-    enriched="resource.name.startsWith(\"$events/objects/archive/dead-letter/raw/\") || resource.name.startsWith(\"$events/objects/archive/first-seen/\")"
-    "$1" "$(member enricher)" roles/storage.objectCreator "$enriched" storage buckets @ "gs://$EVENTS_BUCKET"
-    "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$events\" || $enriched" storage buckets @ "gs://$EVENTS_BUCKET"
+    "$1" "$(member enricher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/dead-letter/raw/\")" storage buckets @ "gs://$EVENTS_BUCKET"
+    "$1" "$(member enricher)" roles/storage.objectUser "resource.name == \"$events\" || resource.name.startsWith(\"$events/objects/archive/first-seen/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member batcher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member kill-switch)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/kill-switch/\")" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/backfill/\")" storage buckets @ "gs://$OWN_BUCKET"
