@@ -24,7 +24,6 @@ const MAX_EVENT_BYTES: f64 = 262_144.0;
 const SELDOM: f64 = 1e-6;
 /// A day, and the ten seconds' worth of requests that may come at once.
 const DAY_SECONDS: f64 = 86_400.0 + 10.0;
-const PRICE_TABLE: &str = "price table: ";
 
 /// The dearest request within a bound.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,18 +63,11 @@ pub struct Throttle {
 impl Throttle {
     /// The largest requests that a limit in USD a day pays for at a useful rate; the smallest where it pays for none.
     pub fn of(limit: f64, regions: u32, prices: &PriceTable) -> Result<Self, String> {
-        let rated = requests(prices)?.into_iter().map(|request| {
-            let rate = request.rate(limit) / f64::from(regions);
-            Self { request, rate }
-        });
-        let mut last = None;
-        for throttle in rated {
-            last = Some(throttle);
-            if throttle.rate >= throttle.request.least_rate {
-                break;
-            }
-        }
-        last.ok_or_else(|| format!("{PRICE_TABLE}no bound"))
+        let requests = requests(prices)?.into_iter();
+        let rated: Vec<_> =
+            requests.map(|request| Self { request, rate: request.rate(limit) / f64::from(regions) }).collect();
+        let useful = rated.iter().find(|throttle| throttle.rate >= throttle.request.least_rate);
+        useful.or(rated.last()).copied().ok_or_else(|| "no bound of a request".into())
     }
 }
 
