@@ -50,6 +50,11 @@ impl PublisherFixture {
 
     /// With other schemas or another treatment of addresses.
     pub fn with(registry: Arc<Registry>, anonymise: Anonymise) -> Self {
+        Self::within(registry, anonymise, publisher::Limits::default())
+    }
+
+    /// With requests of a limited size, too.
+    pub fn within(registry: Arc<Registry>, anonymise: Anonymise, limits: publisher::Limits) -> Self {
         let topic = Arc::new(MemoryTopic::default());
         let clock = Clock::manual(NOW);
         let deps = publisher::Deps {
@@ -60,7 +65,7 @@ impl PublisherFixture {
             max_event_bytes: MAX_EVENT_BYTES,
             synthetic_events: false,
         };
-        Self::of(deps, topic)
+        Self { router: publisher::router_within(Arc::new(deps), limits), topic, clock }
     }
 
     /// With everything as given.

@@ -1,7 +1,7 @@
 //! What the publisher makes of bad input: refused as a whole, rejected alone, or kept with its problems.
 
 use axum::http::StatusCode;
-use pipeline_tests::{NOW_TEXT, PublisherFixture, post, problem_codes, registry_with};
+use pipeline_tests::{NOW_TEXT, PublisherFixture, built_in, post, problem_codes, registry_with};
 use serde_json::{Value, json};
 use shared::enrich::address::Anonymise;
 
@@ -115,6 +115,25 @@ async fn a_body_of_a_mebibyte_fits_and_one_byte_more_does_not() {
 
         assert_eq!(answer.status, status);
         assert_eq!(publisher.topic.messages().len(), usize::from(status == StatusCode::OK));
+    }
+}
+
+#[tokio::test]
+async fn a_public_publisher_takes_smaller_requests() {
+    let limits = publisher::Limits { body_bytes: 64, events: 2 };
+    let fits = r#"[{"user_id":"u"},{"user_id":"u"}]"#;
+    let many = r#"[{"user_id":"u"},{"user_id":"u"},{"user_id":"u"}]"#;
+    for (body, status, told) in [
+        (fits.to_string(), StatusCode::OK, ""),
+        (many.to_string(), StatusCode::PAYLOAD_TOO_LARGE, "3 events; at most 2"),
+        (fits.to_string() + &" ".repeat(64), StatusCode::PAYLOAD_TOO_LARGE, "over 64 bytes"),
+    ] {
+        let publisher = PublisherFixture::within(built_in(), Anonymise::Off, limits);
+
+        let answer = publisher.publish(body).await;
+
+        assert_eq!(answer.status, status, "{told}");
+        assert!(answer.json().to_string().contains(told), "{}", answer.json());
     }
 }
 

@@ -13,7 +13,7 @@ use shared::schema::Schemas;
 use shared::serve::Failure;
 use shared::settings::{SettingError, Settings, fault};
 
-use crate::{Deps, MAX_BODY};
+use crate::{Deps, Limits, MAX_BODY};
 
 /// What a publish may take, in milliseconds. A login may add 6 s to it, and API Gateway gives up on a Lambda after 29 s.
 const TIMEOUT: RangeInclusive<u128> = 100..=20_000;
@@ -64,6 +64,15 @@ fn millis(
     if range.contains(&value.as_millis()) { Ok(value) } else { Err(fault(name, format!("give {least} to {most}"))) }
 }
 
+/// `MAX_BODY_BYTES` (1 MiB) and `MAX_REQUEST_EVENTS` (500): what a request may hold, where anyone may send one.
+pub fn limits(settings: &Settings) -> Result<Limits, SettingError> {
+    let Limits { body_bytes, events } = Limits::default();
+    Ok(Limits {
+        body_bytes: settings.within("MAX_BODY_BYTES", body_bytes, 1..=body_bytes)?,
+        events: settings.within("MAX_REQUEST_EVENTS", events, 1..=events)?,
+    })
+}
+
 /// Opens what the environment names: the topic, and `SCHEMAS_URI`. Done once; every request shares it.
 pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
     let config = Config::read(settings)?;
@@ -109,5 +118,7 @@ mod tests {
         assert_eq!(refusal("MAX_EVENT_BYTES", "2000000"), "MAX_EVENT_BYTES: 2000000: give 1 to 1048576");
         assert_eq!(refusal("SYNTHETIC_EVENTS", "yes"), "SYNTHETIC_EVENTS: `yes`: give on or off");
         assert!(refusal("IP_ANONYMISE", "some").starts_with("IP_ANONYMISE: "));
+        let error = limits(&Settings::from_iter([("MAX_BODY_BYTES", "2000000")])).unwrap_err();
+        assert_eq!(error.to_string(), "MAX_BODY_BYTES: 2000000: give 1 to 1048576");
     }
 }

@@ -139,6 +139,17 @@ pub enum Refusal {
 ///
 /// Where the settings allow it, an empty body without a content type stands for one synthetic event.
 pub async fn publish(deps: &Deps, media: Media, body: &[u8], client: Option<IpAddr>) -> Result<Receipt, Refusal> {
+    publish_within(deps, MAX_EVENTS, media, body, client).await
+}
+
+/// The same for a body of at most `max_events` events.
+pub async fn publish_within(
+    deps: &Deps,
+    max_events: usize,
+    media: Media,
+    body: &[u8],
+    client: Option<IpAddr>,
+) -> Result<Receipt, Refusal> {
     let received_at = deps.clock.now();
     if body.is_empty() && media == Media::None && deps.synthetic_events {
         let event = synthetic::one(received_at);
@@ -147,8 +158,8 @@ pub async fn publish(deps: &Deps, media: Media, body: &[u8], client: Option<IpAd
     let text = std::str::from_utf8(body)
         .map_err(|error| Refusal::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
     let events = split(media, text)?;
-    if events.len() > MAX_EVENTS {
-        let message = format!("{} events; at most {MAX_EVENTS} fit into one request", events.len());
+    if events.len() > max_events {
+        let message = format!("{} events; at most {max_events} fit into one request", events.len());
         return Err(Refusal::TooLarge(message));
     }
     send(deps, events, client, received_at).await
