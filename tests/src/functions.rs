@@ -1,6 +1,6 @@
 //! The three functions over ports in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use publisher::StreamTypes;
 use serde_json::Value;
 use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
@@ -50,9 +51,19 @@ impl PublisherFixture {
 
     /// With other schemas or another treatment of addresses.
     pub fn with(registry: Arc<Registry>, anonymise: Anonymise) -> Self {
-        let topic = Arc::new(MemoryTopic::default());
         let clock = Clock::manual(NOW);
-        let deps = publisher::Deps { registry, topic: topic.clone(), clock: clock.clone(), anonymise };
+        Self::at(registry, anonymise, StreamTypes::All, clock)
+    }
+
+    /// As a publisher that anyone may call.
+    pub fn public() -> Self {
+        Self::at(built_in(), Anonymise::Off, StreamTypes::Only(BTreeSet::new()), Clock::manual(NOW))
+    }
+
+    /// With a clock of the test's.
+    pub fn at(registry: Arc<Registry>, anonymise: Anonymise, stream_types: StreamTypes, clock: Clock) -> Self {
+        let topic = Arc::new(MemoryTopic::default());
+        let deps = publisher::Deps { registry, topic: topic.clone(), clock: clock.clone(), anonymise, stream_types };
         Self { router: publisher::router(Arc::new(deps)), topic, clock }
     }
 
@@ -110,14 +121,26 @@ impl EnricherFixture {
 
     /// With other schemas or settings.
     pub async fn with(registry: Arc<Registry>, config: enricher::Config) -> Self {
+        Self::at(registry, config, None, Clock::manual(NOW)).await
+    }
+
+    /// With a bucket and a clock of the test's.
+    pub async fn at(
+        registry: Arc<Registry>,
+        config: enricher::Config,
+        store: Option<Arc<dyn ObjectStore>>,
+        clock: Clock,
+    ) -> Self {
         let (enriched, dead_letters) = (Arc::new(MemoryTopic::default()), Arc::new(MemoryTopic::default()));
-        let clock = Clock::manual(NOW);
+        let bucket =
+            store.map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let lookups = Warm::load(Vec::new(), clock.clone(), 60 * SECOND).await.expect("the built-in lookups load");
         let deps = enricher::Deps {
             registry,
             lookups: Arc::new(lookups),
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
+            bucket,
             metrics: Arc::new(Metrics::new(clock.clone())),
             clock,
         };

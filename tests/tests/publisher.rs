@@ -311,6 +311,7 @@ async fn nothing_is_vouched_for_where_one_of_the_messages_is_not_acknowledged() 
             topic: Arc::new(HalfTopic { answers_all }),
             clock: Clock::manual(NOW),
             anonymise: Anonymise::Off,
+            stream_types: publisher::StreamTypes::All,
         };
         let router = publisher::router(Arc::new(deps));
 

@@ -46,15 +46,16 @@ pub mod cloud {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use shared::bucket::{self, Location};
     use shared::clock::{Clock, Micros};
+    use shared::credentials;
     use shared::enrich::geo::GEO;
     use shared::enrich::{Source, Warm};
     use shared::metrics::Metrics;
     use shared::publish::pubsub::{Options, PubSub};
     use shared::schema::Registry;
     use shared::serve::Failure;
-    use shared::settings::{Settings, fault};
-    use shared::{bucket, credentials};
+    use shared::settings::{SettingError, Settings, fault};
 
     use crate::Deps;
 
@@ -63,8 +64,8 @@ pub mod cloud {
     /// How old a look at the lookups' sources may be.
     const LOOKUP_MAX_AGE: Duration = Duration::from_mins(1);
 
-    /// Opens what the environment names: `ENRICHED_TOPIC`, `DEAD_LETTER_TOPIC`, `SCHEMAS_URI`, and `GEO_URI` with
-    /// `LOOKUP_MAX_AGE_MS`. The lookups are loaded when it returns.
+    /// Opens what the environment names: `ENRICHED_TOPIC`, `DEAD_LETTER_TOPIC`, `SCHEMAS_URI`, `ARCHIVE_URI`, and `GEO_URI`
+    /// with `LOOKUP_MAX_AGE_MS`. The lookups are loaded when it returns.
     pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
         let clock = Clock::system();
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
@@ -76,9 +77,16 @@ pub mod cloud {
             lookups: Arc::new(lookups),
             enriched: Arc::new(pubsub.topic(&enriched)),
             dead_letters: Arc::new(pubsub.topic(&dead_letters)),
+            bucket: bucket(settings)?,
             metrics: Arc::new(Metrics::new(clock.clone())),
             clock,
         })
+    }
+
+    fn bucket(settings: &Settings) -> Result<Option<Location>, SettingError> {
+        let name = "ARCHIVE_URI";
+        let open = |uri| bucket::open(uri, settings).map_err(|error| fault(name, error));
+        settings.get(name).map(open).transpose()
     }
 
     async fn lookups(settings: &Settings, clock: &Clock) -> Result<Warm, Failure> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::{join_all, try_join};
+use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
 use shared::dead_letter::{DeadLetter, Origin, Reason, bury, reason_of};
 use shared::decode::{self, Code, time};
@@ -20,6 +21,7 @@ use shared::{encode, event};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::first_seen::{self, Undated};
 
 /// The stage that dead letters name.
 const STAGE: &str = "enricher";
@@ -34,6 +36,8 @@ pub struct Deps {
     pub enriched: Arc<dyn Publisher>,
     /// The dead-letter topic.
     pub dead_letters: Arc<dyn Publisher>,
+    /// Where it is remembered when an event without a time was first seen; without one every attempt gets its own time.
+    pub bucket: Option<Location>,
     /// Time.
     pub clock: Clock,
     /// What is counted.
@@ -56,6 +60,9 @@ struct Part {
 
 /// What a push comes to, by event type.
 type Parts = BTreeMap<String, Vec<Part>>;
+
+/// Rows, dead letters, and events whose time must be looked up first.
+type Enriched<'p> = (Parts, Vec<DeadLetter>, Vec<Undated<'p>>);
 
 impl Enricher {
     /// Starts the function; inside a tokio runtime.
@@ -100,15 +107,64 @@ impl Enricher {
         };
         let tables = self.deps.lookups.tables().await;
         self.deps.metrics.received.inc_by(push.lines().count() as u64);
-        match self.enrich(&push, &tables, now) {
-            Ok((parts, letters)) => self.settle(parts, letters).await,
-            Err(try_again) => Answer::TryAgain(try_again),
+        let (mut parts, letters, undated) = match self.enrich(&push, &tables, now) {
+            Ok(enriched) => enriched,
+            Err(try_again) => return Answer::TryAgain(try_again),
+        };
+        if let Some(bucket) = self.deps.bucket.as_ref().filter(|_| !undated.is_empty()) {
+            match first_seen::times(bucket, &undated).await {
+                Ok(times) => self.add_dated(&push, &tables, now, undated.into_iter().zip(times), &mut parts),
+                Err(try_again) => return Answer::TryAgain(try_again),
+            }
+        }
+        self.settle(parts, letters).await
+    }
+
+    /// Adds the rows of events whose time is known at last.
+    fn add_dated<'p>(
+        &self,
+        push: &Push,
+        tables: &Tables,
+        now: Micros,
+        events: impl Iterator<Item = (Undated<'p>, Micros)>,
+        parts: &mut Parts,
+    ) {
+        let received_at = received_at(push).unwrap_or(now);
+        let mut row = Row::default();
+        for (Undated { plan, number, line, .. }, time) in events {
+            // It was decoded before, so it is good.
+            if let (Ok(()), Some(partition)) = (decode_event(plan, line, now, &mut row), plan.table.partition) {
+                row.set(partition.column, Value::Timestamp(time));
+                let number = number.to_string();
+                let identity = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
+                self.add(tables, plan, received_at, &identity, &mut row, parts);
+            }
         }
     }
 
+    /// Adds the row of a decoded event.
+    fn add<'t>(
+        &self,
+        tables: &'t Tables,
+        plan: &Arc<Plan>,
+        received_at: Micros,
+        identity: &[&[u8]],
+        row: &mut Row<'t>,
+        parts: &mut Parts,
+    ) {
+        tables.enrich(plan, row);
+        anonymise_row(self.config.anonymise, plan, row);
+        set_system_columns(plan, received_at, identity, row);
+        let of_type = parts.entry(plan.event_type.clone()).or_default();
+        append(of_type, plan, row, self.config.pack.rows, self.config.pack.bytes);
+    }
+
     /// Splits a push into rows by type and dead letters; the error is a push that a newer version may understand.
-    fn enrich(&self, push: &Push, tables: &Tables, now: Micros) -> Result<(Parts, Vec<DeadLetter>), String> {
+    fn enrich<'p>(&'p self, push: &'p Push, tables: &'p Tables, now: Micros) -> Result<Enriched<'p>, String> {
+        let by_publisher = received_by_publisher(push);
         let received_at = received_at(push).unwrap_or(now);
+        let remembers = self.deps.bucket.is_some();
+        let mut undated = Vec::new();
         let mut letters = Vec::new();
         let mut parts = Parts::new();
         let whole = |reason: Reason| {
@@ -124,13 +180,13 @@ impl Enricher {
         let named = match name.map(|name| self.deps.registry.named(name)).transpose() {
             Ok(named) => named,
             Err(NotStreamed::Newer(name)) => return Err(format!("event type {name} is not known to this version")),
-            Err(NotStreamed::Never(reason)) => return Ok((parts, vec![whole(reason)])),
+            Err(NotStreamed::Never(reason)) => return Ok((parts, vec![whole(reason)], undated)),
         };
         if let Some(problem) = push.too_long() {
-            return Ok((parts, vec![whole(Reason::from(&problem))]));
+            return Ok((parts, vec![whole(Reason::from(&problem))], undated));
         }
         let mut row = Row::default();
-        for (number, line) in push.lines() {
+        for (index, line) in push.lines() {
             let plan = match named {
                 Some(plan) => plan,
                 None => match self.deps.registry.streaming(event::type_in_body(&self.deps.registry, line)) {
@@ -138,16 +194,13 @@ impl Enricher {
                     None => return Err("there is no clickstream schema".into()),
                 },
             };
-            let number = number.to_string();
+            let number = index.to_string();
             let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
             match decode_event(plan, line, now, &mut row) {
-                Ok(()) => {
-                    tables.enrich(plan, &mut row);
-                    anonymise_row(self.config.anonymise, plan, &mut row);
-                    set_system_columns(plan, received_at, &identity, &mut row);
-                    let of_type = parts.entry(plan.event_type.clone()).or_default();
-                    append(of_type, plan, &row, self.config.pack.rows, self.config.pack.bytes);
-                }
+                Ok(()) => match remembers.then(|| Undated::of(plan, index, line, &row, by_publisher)).flatten() {
+                    Some(event) => undated.push(event),
+                    None => self.add(tables, plan, received_at, &identity, &mut row, &mut parts),
+                },
                 Err(reason) => {
                     // The id that the row would have had, so that a replay has it too.
                     let given = plan.system.and_then(|system| row.text(system.event_id));
@@ -166,10 +219,10 @@ impl Enricher {
                 }
             }
         }
-        if parts.is_empty() && letters.is_empty() {
+        if parts.is_empty() && letters.is_empty() && undated.is_empty() {
             letters.push(whole(Reason { code: Code::BadJson, detail: "the message holds no event".into() }));
         }
-        Ok((parts, letters))
+        Ok((parts, letters, undated))
     }
 
     async fn settle(&self, parts: Parts, letters: Vec<DeadLetter>) -> Answer {
@@ -201,12 +254,16 @@ fn set_system_columns(plan: &Plan, received_at: Micros, identity: &[&[u8]], row:
     }
     row.set(system.received_at, Value::Timestamp(received_at));
     row.set(system.schema_version, Value::Text(plan.version.clone().into()));
+    event::set_fingerprint(plan, row);
 }
 
 /// The publisher's clock, else the topic's.
 fn received_at(push: &Push) -> Option<Micros> {
-    let said = push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok());
-    said.or(push.published_at)
+    received_by_publisher(push).or(push.published_at)
+}
+
+fn received_by_publisher(push: &Push) -> Option<Micros> {
+    push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok())
 }
 
 /// Adds a row to the last part of its type, or to a new one where that is full.

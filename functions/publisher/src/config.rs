@@ -1,5 +1,6 @@
 //! What can be set, and what the deployed function works with.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use shared::schema::Registry;
 use shared::serve::Failure;
 use shared::settings::{SettingError, Settings, fault};
 
-use crate::Deps;
+use crate::{Deps, StreamTypes};
 
 /// What a publish may take, in milliseconds. A login may add 6 s to it, and API Gateway gives up on a Lambda after 29 s.
 const TIMEOUT: RangeInclusive<u128> = 100..=20_000;
@@ -57,16 +58,32 @@ fn millis(
     if range.contains(&value.as_millis()) { Ok(value) } else { Err(fault(name, format!("give {least} to {most}"))) }
 }
 
-/// Opens what the environment names: the topic, and `SCHEMAS_URI`. Done once; every request shares it.
+/// The types that `PUBLISH_TYPES` names, with commas between them. Each must be one of the schemas.
+fn stream_types(settings: &Settings, registry: &Registry) -> Result<StreamTypes, SettingError> {
+    let name = "PUBLISH_TYPES";
+    let names = settings.text(name, "");
+    let names: BTreeSet<_> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let is_streamed = |event_type: &&str| registry.streaming(event_type).is_some();
+    match names.iter().find(|event_type| !is_streamed(event_type)) {
+        Some(unknown) => {
+            Err(fault(name, format!("`{unknown}` is not an event type of a stream; SCHEMAS_URI adds types")))
+        }
+        None => Ok(StreamTypes::Only(names.into_iter().map(str::to_string).collect())),
+    }
+}
+
+/// Opens what the environment names: the topic, `SCHEMAS_URI` and `PUBLISH_TYPES`. Done once; every request shares it.
 pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
     let config = Config::read(settings)?;
     let registry = registry(settings)?;
+    let stream_types = stream_types(settings, &registry)?;
     let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish).await?;
     Ok(Deps {
         registry: Arc::new(registry),
         topic: Arc::new(pubsub.topic(&config.raw_topic)),
         clock: Clock::system(),
         anonymise: config.anonymise,
+        stream_types,
     })
 }
 
@@ -100,6 +117,21 @@ mod tests {
         let config = read(&[("RAW_TOPIC", "raw"), ("IP_ANONYMISE", "drop"), ("PUBLISH_TIMEOUT_MS", "500")]).unwrap();
         assert_eq!((config.raw_topic.as_str(), config.anonymise), ("projects/p/topics/raw", Anonymise::Drop));
         assert_eq!(config.publish.give_up_after, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn types_of_streams_can_be_named() {
+        let registry = Registry::built_in().unwrap();
+        let read = |value: &str| {
+            stream_types(&Settings::from_iter([("PUBLISH_TYPES", value)]), &registry).map_err(|error| error.to_string())
+        };
+        let only = |names: &[&str]| StreamTypes::Only(names.iter().map(ToString::to_string).collect());
+        assert_eq!(read(""), Ok(only(&[])));
+        assert_eq!(read(" order, inventory,"), Ok(only(&["inventory", "order"])));
+        for unknown in ["ordr", "visit", "dead_letter"] {
+            let expected = format!("PUBLISH_TYPES: `{unknown}` is not an event type of a stream");
+            assert!(read(&format!("order,{unknown}")).unwrap_err().starts_with(&expected), "{unknown}");
+        }
     }
 
     #[test]

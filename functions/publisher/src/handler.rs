@@ -1,10 +1,11 @@
 //! From the body of a request to messages on the raw topic, and back to an answer for each event.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use shared::clock::{Clock, DAY, Micros};
+use shared::clock::{Clock, Micros};
 use shared::decode::json::{Next, Scanner};
 use shared::decode::time::timestamp_text;
 use shared::decode::{self, Code, Problem};
@@ -20,6 +21,8 @@ use crate::synthetic;
 
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
+/// How many events of a request may have an id that tells no time, and no time of their own.
+const MAX_UNDATED: usize = 10;
 
 /// What the publisher works with.
 pub struct Deps {
@@ -31,6 +34,26 @@ pub struct Deps {
     pub clock: Clock,
     /// How a client's address is added; dropping is left to the enricher, which needs the network for its lookups.
     pub anonymise: Anonymise,
+    /// Which types with `ingest: stream` it accepts.
+    pub stream_types: StreamTypes,
+}
+
+/// Which types with `ingest: stream` a publisher accepts besides those with `ingest: public`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamTypes {
+    /// These; none where anyone may publish.
+    Only(BTreeSet<String>),
+    /// Every one: of a publisher that only its own machine can reach.
+    All,
+}
+
+impl StreamTypes {
+    fn accept(&self, event_type: &str) -> bool {
+        match self {
+            Self::Only(names) => names.contains(event_type),
+            Self::All => true,
+        }
+    }
 }
 
 /// How a body is read.
@@ -200,14 +223,18 @@ struct Ready<'r> {
     event_id: String,
     problems: Vec<Problem>,
     line: Vec<u8>,
+    /// Neither the event nor its id tells a time: the enricher has to remember when it was first seen.
+    is_undated: bool,
 }
 
 async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Micros) -> Result<Receipt, Refusal> {
     let mut receipt = Receipt::default();
     let mut ready = Vec::with_capacity(parts.len());
+    let mut undated = 0;
     let mut row = Row::default();
     for (index, part) in parts.into_iter().enumerate() {
-        match part.and_then(|event| prepare(deps, index, event, client, now, &mut row)) {
+        let prepared = part.and_then(|event| prepare(deps, index, event, client, now, &mut row));
+        match prepared.and_then(|event| check_undated(event, &mut undated)) {
             Ok(event) => ready.push(event),
             Err(problem) => {
                 let message = problem.to_string();
@@ -235,6 +262,21 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
     Ok(receipt)
 }
 
+/// Bounds the events of a request for which the enricher has to remember when they were first seen: each costs it an object.
+fn check_undated<'r>(event: Ready<'r>, undated: &mut usize) -> Result<Ready<'r>, Problem> {
+    *undated += usize::from(event.is_undated);
+    match event.plan.partition_column() {
+        Some(column) if event.is_undated && *undated > MAX_UNDATED => {
+            let message = format!(
+                "at most {MAX_UNDATED} events of a request may have an event_id that tells no time and no time either: \
+                 send the time, or leave the event_id out"
+            );
+            Err(Problem::of(&column.name, Code::MissingRequired, message))
+        }
+        _ => Ok(event),
+    }
+}
+
 /// Checks one event against its schema and adds what the client left out. The client's own text stays as it is.
 fn prepare<'d, 'a>(
     deps: &'d Deps,
@@ -245,6 +287,7 @@ fn prepare<'d, 'a>(
     row: &mut Row<'a>,
 ) -> Result<Ready<'d>, Problem> {
     let (plan, unknown_type) = plan_of(&deps.registry, event)?;
+    check_type(deps, plan)?;
     decode::event(plan, event.as_bytes(), now, row)?;
     if row.problems.iter().any(|problem| problem.column.as_deref() == Some("event_id")) {
         return Err(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM));
@@ -264,11 +307,13 @@ fn prepare<'d, 'a>(
     if let Some((column, address)) = address {
         line.add(column, &address);
     }
+    let mut is_undated = false;
     if let Some(column) = without_time {
         // The time that the id tells: the same when the event is sent again under the id that it was given.
-        let sent_before = |at: &Micros| (now - DAY..=now).contains(at);
-        let at = event::minted_at(&event_id).filter(sent_before).unwrap_or(now);
-        line.add(column, &timestamp_text(at));
+        let accepted = now - plan.accepts.past..=now + plan.accepts.future;
+        let told = event::minted_at(&event_id).filter(|at| accepted.contains(at));
+        is_undated = told.is_none();
+        line.add(column, &timestamp_text(told.unwrap_or(now)));
         problems.retain(|problem| problem.column.as_deref() != Some(column));
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
     }
@@ -276,7 +321,7 @@ fn prepare<'d, 'a>(
     if line.len() > MAX_BYTES {
         return Err(Problem::new(Code::TooLarge, format!("the event is over {MAX_BYTES} bytes")));
     }
-    Ok(Ready { index, plan, event_id, problems, line })
+    Ok(Ready { index, plan, event_id, problems, line, is_undated })
 }
 
 /// The schema of an event, and a note where the event names one that is not known.
@@ -289,15 +334,27 @@ fn plan_of<'r>(registry: &'r Registry, event: &str) -> Result<(&'r Plan, Option<
     };
     let Some(name) = named else { return Ok((default()?, None)) };
     match registry.get(&name) {
-        Some(plan) if matches!(plan.ingest, Ingest::Public | Ingest::Stream) => Ok((plan, None)),
-        Some(_) => {
-            Err(Problem::of("event_type", Code::TypeNotAllowed, "events of this type are not taken from outside"))
-        }
+        Some(plan) => Ok((plan, None)),
         None => {
             let message = format!("names no schema, so the event is taken as {DEFAULT_TYPE}");
             Ok((default()?, Some(Problem::of("event_type", Code::UnknownType, message))))
         }
     }
+}
+
+/// Whether this publisher accepts events of the type.
+fn check_type(deps: &Deps, plan: &Plan) -> Result<(), Problem> {
+    let name = &plan.event_type;
+    let message = match plan.ingest {
+        Ingest::Public => return Ok(()),
+        Ingest::Stream if deps.stream_types.accept(name) => return Ok(()),
+        Ingest::Stream => format!(
+            "events of type `{name}` are not accepted here; send them to the raw topic, or to a publisher whose \
+             PUBLISH_TYPES names the type"
+        ),
+        Ingest::Batch | Ingest::Internal => format!("events of type `{name}` are not taken from outside"),
+    };
+    Err(Problem::of("event_type", Code::TypeNotAllowed, message))
 }
 
 /// The address column, where the client left it empty, with the address it came from.

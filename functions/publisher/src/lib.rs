@@ -23,7 +23,7 @@ use axum::{Json, Router};
 use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
 
-pub use handler::{Deps, MAX_BODY};
+pub use handler::{Deps, MAX_BODY, StreamTypes};
 use handler::{Media, Receipt, Refusal};
 
 /// The client's address as the runtime knows it (the socket, the gateway's request context), never a header that a

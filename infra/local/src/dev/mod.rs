@@ -21,7 +21,7 @@ use axum::response::Response;
 use batcher::Batcher;
 use enricher::Enricher;
 use object_store::local::LocalFileSystem;
-use publisher::ClientAddress;
+use publisher::{ClientAddress, StreamTypes};
 use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
@@ -207,13 +207,19 @@ impl Pipeline {
             Arc::new(TracedTopic::new(Arc::new(bus.publisher(name)), name, Arc::clone(&traces)))
         };
         let sink: Arc<dyn Sink> = Arc::new(TracedSink::new(Arc::clone(&tables), Arc::clone(&traces)));
-        let publisher =
-            publisher::Deps { registry: Arc::clone(registry), topic: topic(RAW), clock: clock.clone(), anonymise };
+        let publisher = publisher::Deps {
+            registry: Arc::clone(registry),
+            topic: topic(RAW),
+            clock: clock.clone(),
+            anonymise,
+            stream_types: StreamTypes::All,
+        };
         let enricher_deps = enricher::Deps {
             registry: Arc::clone(registry),
             lookups,
             enriched: topic(ENRICHED),
             dead_letters: topic(DEAD_LETTER),
+            bucket: Some(bucket.clone()),
             clock: clock.clone(),
             metrics: Arc::new(Metrics::new(clock.clone())),
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use publisher::StreamTypes;
 use publisher::handler::{self, Deps, Media};
 use serde::Deserialize;
 use shared::clock::Clock;
@@ -32,7 +33,9 @@ impl Target {
         }
         let topic = cloud::topic(to, patience).await?;
         let registry = Arc::new(commands::registry(None)?);
-        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock: Clock::system(), anonymise: Anonymise::Off })))
+        // Whoever may publish to the topic may send every type.
+        let (clock, anonymise, stream_types) = (Clock::system(), Anonymise::Off, StreamTypes::All);
+        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock, anonymise, stream_types })))
     }
 }
 
