@@ -20,8 +20,8 @@ use shared::enrich::address::Anonymise;
 use shared::event;
 use shared::metrics::Metrics;
 use shared::publish::MemoryTopic;
-use shared::sink::delta::{DeltaSink, Warehouse};
-use shared::sink::{MemorySink, Sink};
+use shared::sink::MemorySink;
+use shared::sink::delta::{DeltaError, DeltaSink, Warehouse};
 
 #[tokio::test]
 async fn a_public_publisher_takes_only_public_types() {
@@ -133,7 +133,7 @@ impl World {
         let receipt = publisher.publish(body.to_string()).await.json();
         let config = enricher::Config::default();
         let enricher = EnricherFixture::at(built_in(), config, Some(Arc::clone(&self.bucket)), clock.clone()).await;
-        let sink = Arc::new(DeltaSink::open(self.folder.path(), clock.clone()).unwrap());
+        let sink = Arc::new(self.warehouse(&clock).await);
         let topic = || Arc::new(MemoryTopic::default());
         let deps = batcher::Deps {
             registry: built_in(),
@@ -154,8 +154,17 @@ impl World {
             let push = delivery(ENRICHED_SUB, &self.sent.to_string(), &message);
             assert_eq!(post_json(&router, "/", push).await.status, StatusCode::NO_CONTENT);
         }
-        sink.close().await.unwrap();
         (receipt, enricher.rows())
+    }
+
+    /// The warehouse, once the instances before have let go of it.
+    async fn warehouse(&self, clock: &Clock) -> DeltaSink {
+        loop {
+            match DeltaSink::open(self.folder.path(), clock.clone()) {
+                Err(DeltaError::Locked(_)) => tokio::task::yield_now().await,
+                sink => return sink.unwrap(),
+            }
+        }
     }
 
     async fn count(&self, table: &str) -> usize {
