@@ -177,7 +177,7 @@ views() {
     for file in "$ROOT/infra/sql/views/$1".*.sql; do
         [ ! -e "$file" ] || basename "${file#*"/views/$1."}" .sql
     done
-    tables "$1" | sed 's/^/v_/'
+    tables "$1" | sed 's/.*/v_&\nv_&_conflicts/'
 }
 
 # The address that a service has by its name; push tokens are made for it. `address` is the one that Cloud Run tells.

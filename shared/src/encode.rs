@@ -9,8 +9,13 @@ use crate::schema::{Column, Kind};
 ///
 /// INTEGER, NUMERIC and BIGNUMERIC are JSON numbers with every digit; TIMESTAMP is RFC 3339 in UTC; BYTES is base64.
 pub fn object(columns: &[Column], values: &[Value<'_>], out: &mut Vec<u8>) {
+    members(columns.iter().zip(values), out);
+}
+
+/// Writes the object of these columns, each with its value, as [`object`] does.
+pub(crate) fn members<'m>(members: impl Iterator<Item = (&'m Column, &'m Value<'m>)>, out: &mut Vec<u8>) {
     let start = out.len();
-    for (column, value) in columns.iter().zip(values) {
+    for (column, value) in members {
         if value.is_null() || matches!(value, Value::Repeated(elements) if elements.is_empty()) {
             continue;
         }

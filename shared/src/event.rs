@@ -1,4 +1,4 @@
-//! What an event is called and what it is: its identity and its type.
+//! What an event is called and what it is: its identity, its type and the fingerprint of its content.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use crate::clock::{Micros, SECOND};
 use crate::decode::json::{JsonError, Next, Scanner};
+use crate::encode;
+use crate::row::{Row, Value};
 use crate::schema::{DEFAULT_TYPE, Plan, Registry};
 
 /// The rule for an `event_id`, in words.
@@ -49,6 +51,30 @@ pub fn derived_id(parts: &[&[u8]]) -> String {
         hasher.update(part);
     }
     hex(&hasher.finalize()[..16])
+}
+
+/// Fills in the fingerprint of a row of a streaming table, unless it has one: that of the columns of [`Plan::content`] in
+/// their canonical encoding.
+///
+/// Two rows with one `event_id` are copies of one event if their fingerprints are equal, whatever differs between
+/// attempts: times of receipt and load, enriched columns, the schema's version, an optional column added since.
+pub fn set_fingerprint(plan: &Plan, row: &mut Row<'_>) {
+    let Some(system) = plan.system else { return };
+    if row.values.get(system.fingerprint).is_some_and(Value::is_null) {
+        let mut content = Vec::with_capacity(512);
+        encode::members(
+            plan.content.iter().filter_map(|&index| Some((plan.columns.get(index)?, row.values.get(index)?))),
+            &mut content,
+        );
+        row.set(system.fingerprint, Value::Int(fingerprint(&content)));
+    }
+}
+
+/// The first 64 bits of SHA-256.
+pub fn fingerprint(content: &[u8]) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&Sha256::digest(content)[..8]);
+    i64::from_be_bytes(first)
 }
 
 /// Lower-case hex.
@@ -167,6 +193,39 @@ mod tests {
         assert_eq!(derived_id(&[b"a", b"b"]), derived_id(&[b"a", b"b"]));
         assert_ne!(derived_id(&[b"ab", b""]), derived_id(&[b"a", b"b"]));
         assert!(is_event_id(&derived_id(&[])));
+    }
+
+    const FINGERPRINT: i64 = -8_629_220_532_594_224_399;
+
+    fn fingerprint_of(event: &str) -> i64 {
+        let registry = Registry::built_in().unwrap();
+        let plan = registry.get("clickstream").unwrap();
+        let mut row = Row::default();
+        crate::decode::event(plan, event.as_bytes(), 1_795_000_000_000_000, &mut row).unwrap();
+        set_fingerprint(plan, &mut row);
+        let Some(Value::Int(fingerprint)) = row.values.get(plan.system.unwrap().fingerprint) else { panic!("{row:?}") };
+        *fingerprint
+    }
+
+    #[test]
+    fn a_fingerprint_covers_what_the_event_says_and_nothing_that_differs_between_attempts() {
+        let event = r#"{"eventTimestamp":"2026-11-18T00:00:00Z","event_id":"a","user_id":"u","ipAddress":"192.0.2.1"}"#;
+        let first = fingerprint_of(event);
+        // Written down in tables: it may never change.
+        assert_eq!(first, FINGERPRINT);
+        for same in [
+            event.replace("192.0.2.1", "198.51.100.7"),
+            event.replace(r#","ipAddress":"192.0.2.1""#, ""),
+            event.replace(r#""event_id":"a""#, r#""event_id":"b""#),
+            event.replace("T00:00:00Z", "T01:00:00+01:00"),
+            event.replace("eventTimestamp", "event_timestamp"),
+            event.replace("}", r#","country":"DE","fingerprint":1,"unknown":{}}"#),
+        ] {
+            assert_eq!(fingerprint_of(&same), first, "{same}");
+        }
+        for other in [event.replace(r#""u""#, r#""v""#), event.replace("00:00:00Z", "00:00:00.000001Z")] {
+            assert_ne!(fingerprint_of(&other), first, "{other}");
+        }
     }
 
     #[test]

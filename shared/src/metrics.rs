@@ -42,6 +42,8 @@ pub struct Metrics {
     pub landed: IntCounter,
     /// Rows that came again and were dropped.
     pub duplicates: IntCounter,
+    /// Rows that landed beside another with their id and other content.
+    pub conflicts: IntCounter,
     /// Rows tried again.
     pub retries: IntCounter,
     /// Rows written to the archive.
@@ -117,6 +119,7 @@ impl Metrics {
             received: counter("received", "Events or rows that came in"),
             landed: counter("landed", "Events or rows that are where they belong"),
             duplicates: counter("duplicates", "Rows that came again and were dropped"),
+            conflicts: counter("conflicts", "Rows with the id of another row and other content"),
             retries: counter("retries", "Rows tried again"),
             archived: counter("archived", "Rows written to the archive"),
             batch_rows: histogram("batch_rows", "Rows of one append or message", ROWS),

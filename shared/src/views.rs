@@ -3,6 +3,10 @@
 //! A file begins with a comment that says what the view answers. Tables stand as `` `dataset.table` ``, and nothing else
 //! stands in backticks. A view reads tables and the views without duplicates, never another of these. The local warehouse
 //! runs the same text.
+//!
+//! Besides, the view of conflicts of each streaming table, `<dataset>.v_<table>_conflicts`.
+
+use crate::schema::Plan;
 
 /// One view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,39 @@ impl View {
         };
         self.query().split_inclusive('`').map(with_project).collect()
     }
+}
+
+/// The name of the view of conflicts, below the table's dataset.
+pub fn name_of_conflicts(plan: &Plan) -> String {
+    format!("v_{}_conflicts", plan.table.name)
+}
+
+/// The query for rows that share partition time and identity with another row of other content; `None` where rows have no
+/// fingerprint. `project` stands before the dataset, with a dot.
+pub fn conflicts(plan: &Plan, project: &str) -> Option<String> {
+    let fingerprint = &plan.columns.get(plan.system?.fingerprint)?.name;
+    let identity = &plan.columns.get(plan.identity?)?.name;
+    let keys = keys(plan)?;
+    let of_row = |extreme: &str| format!("{extreme}(`{fingerprint}`) OVER (PARTITION BY {keys})");
+    // Rows that are older than fingerprints have none and are no conflict.
+    let condition = format!("`{identity}` IS NOT NULL AND {} < {}", of_row("MIN"), of_row("MAX"));
+    Some(rows_where(plan, project, &condition))
+}
+
+/// What rows are told apart by: the partition column, where there is one, and the identity. A filter on the partition
+/// column keeps or drops all rows with one key alike, so that BigQuery reads only the partitions asked for.
+pub(crate) fn keys(plan: &Plan) -> Option<String> {
+    let identity = plan.columns.get(plan.identity?)?;
+    let keys = plan.partition_column().into_iter().chain([identity]);
+    Some(keys.map(|column| format!("`{}`", column.name)).collect::<Vec<_>>().join(", "))
+}
+
+/// The query for the rows of a table that a condition over windows chooses. Columns are named, so that a column more is a
+/// definition that differs.
+pub(crate) fn rows_where(plan: &Plan, project: &str, condition: &str) -> String {
+    let columns: Vec<_> = plan.columns.iter().map(|column| format!("`{}`", column.name)).collect();
+    let (columns, table) = (columns.join(", "), plan.table.full_name());
+    format!("SELECT {columns}\nFROM `{project}{table}`\nWHERE TRUE\nQUALIFY {condition}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The three functions over ports in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use publisher::StreamTypes;
 use serde_json::Value;
 use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
@@ -50,28 +51,30 @@ impl PublisherFixture {
 
     /// With other schemas or another treatment of addresses.
     pub fn with(registry: Arc<Registry>, anonymise: Anonymise) -> Self {
-        Self::within(registry, anonymise, publisher::Limits::default())
+        Self::at(registry, anonymise, StreamTypes::All, Clock::manual(NOW))
     }
 
-    /// With requests of a limited size, too.
+    /// As a publisher that anyone may call.
+    pub fn public() -> Self {
+        Self::at(built_in(), Anonymise::Off, StreamTypes::Only(BTreeSet::new()), Clock::manual(NOW))
+    }
+
+    /// With a clock of the test's.
+    pub fn at(registry: Arc<Registry>, anonymise: Anonymise, stream_types: StreamTypes, clock: Clock) -> Self {
+        let deps = publisher::Deps { anonymise, stream_types, ..publisher_deps(registry, clock) };
+        Self::of(deps, publisher::Limits::default())
+    }
+
+    /// With requests of a limited size.
     pub fn within(registry: Arc<Registry>, anonymise: Anonymise, limits: publisher::Limits) -> Self {
-        let topic = Arc::new(MemoryTopic::default());
-        let clock = Clock::manual(NOW);
-        let deps = publisher::Deps {
-            schemas: Arc::new(Schemas::fixed(registry)),
-            topic: topic.clone(),
-            clock: clock.clone(),
-            anonymise,
-            max_event_bytes: MAX_EVENT_BYTES,
-            synthetic_events: false,
-        };
-        Self { router: publisher::router_within(Arc::new(deps), limits), topic, clock }
+        Self::of(publisher::Deps { anonymise, ..publisher_deps(registry, Clock::manual(NOW)) }, limits)
     }
 
-    /// With everything as given.
-    pub fn of(deps: publisher::Deps, topic: Arc<MemoryTopic>) -> Self {
-        let clock = deps.clock.clone();
-        Self { router: publisher::router(Arc::new(deps)), topic, clock }
+    /// With everything as given, but for the topic.
+    pub fn of(deps: publisher::Deps, limits: publisher::Limits) -> Self {
+        let (topic, clock) = (Arc::new(MemoryTopic::default()), deps.clock.clone());
+        let deps = publisher::Deps { topic: topic.clone(), ..deps };
+        Self { router: publisher::router_within(Arc::new(deps), limits), topic, clock }
     }
 
     /// `POST /publish` as JSON.
@@ -110,6 +113,19 @@ impl PublisherFixture {
     }
 }
 
+/// What a publisher works with before a topic in memory.
+pub fn publisher_deps(registry: Arc<Registry>, clock: Clock) -> publisher::Deps {
+    publisher::Deps {
+        schemas: Arc::new(Schemas::fixed(registry)),
+        topic: Arc::new(MemoryTopic::default()),
+        clock,
+        anonymise: Anonymise::Off,
+        max_event_bytes: MAX_EVENT_BYTES,
+        synthetic_events: false,
+        stream_types: StreamTypes::All,
+    }
+}
+
 /// The enricher between topics in memory, with the built-in lookups.
 pub struct EnricherFixture {
     /// `POST /`, `GET /health`, `GET /ready`.
@@ -137,13 +153,32 @@ impl EnricherFixture {
 
     /// With schemas that may change.
     pub async fn with_schemas(schemas: Schemas, clock: Clock, config: enricher::Config) -> Self {
+        Self::before(schemas, config, Some(Arc::new(InMemory::new())), clock).await
+    }
+
+    /// With a bucket, or none, and a clock of the test's.
+    pub async fn at(
+        registry: Arc<Registry>,
+        config: enricher::Config,
+        store: Option<Arc<dyn ObjectStore>>,
+        clock: Clock,
+    ) -> Self {
+        Self::before(Schemas::fixed(registry), config, store, clock).await
+    }
+
+    async fn before(
+        schemas: Schemas,
+        config: enricher::Config,
+        store: Option<Arc<dyn ObjectStore>>,
+        clock: Clock,
+    ) -> Self {
         let (enriched, dead_letters) = (Arc::new(MemoryTopic::default()), Arc::new(MemoryTopic::default()));
-        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let bucket = Location { store: store.clone(), path: Path::from("archive"), uri: "memory:///archive".into() };
+        let bucket =
+            store.clone().map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let lookups = Warm::load(Vec::new(), clock.clone(), 60 * SECOND).await.expect("the built-in lookups load");
         let deps = enricher::Deps {
             schemas: Arc::new(schemas),
-            bucket: Some(bucket),
+            bucket,
             lookups: Arc::new(lookups),
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
@@ -151,6 +186,7 @@ impl EnricherFixture {
             clock: clock.clone(),
         };
         let router = enricher::router(Arc::new(enricher::Enricher::new(deps, config)));
+        let store = store.unwrap_or_else(|| Arc::new(InMemory::new()));
         Self { router, enriched, dead_letters, store, clock }
     }
 

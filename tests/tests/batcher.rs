@@ -19,7 +19,7 @@ use shared::sink::{Batch, MemorySink, Outcome, Sink};
 
 fn row(id: &str) -> String {
     format!(
-        r#"{{"user_id":"u1","event_timestamp":"2026-10-20T00:15:00Z","country":"US","city":"Monroe","event_id":"{id}","received_at":"2026-10-20T00:15:00.250Z","schema_version":"1-0-0"}}"#
+        r#"{{"user_id":"u1","event_timestamp":"2026-10-20T00:15:00Z","country":"US","city":"Monroe","event_id":"{id}","received_at":"2026-10-20T00:15:00.250Z","schema_version":"1-0-0","fingerprint":1}}"#
     )
 }
 

@@ -17,7 +17,9 @@ const MINUTE: i64 = 60 * SECOND;
 
 fn order(id: &str, order_date: &str) -> String {
     let received_at = "2026-10-20T00:14:30Z";
-    format!(r#"{{"order_id":"{id}","order_date":"{order_date}","event_id":"{id}","received_at":"{received_at}"}}"#)
+    format!(
+        r#"{{"order_id":"{id}","order_date":"{order_date}","event_id":"{id}","received_at":"{received_at}","fingerprint":1}}"#
+    )
 }
 
 fn pack(message_id: &str, rows: &[String]) -> Vec<u8> {
@@ -41,8 +43,9 @@ async fn rows_lie_by_their_minute_and_late_ones_by_their_receipt() {
         order("past-ten-minutes-ago", "2026-10-20T00:05:02.919999Z"),
         order("years-ago", "2023-01-01T00:00:00Z"),
         order("yesterday-tomorrow", "2026-10-20T00:30:00Z"),
-        r#"{"order_id":"timeless","event_id":"timeless","received_at":"2026-10-19T23:59:59Z"}"#.to_string(),
-        r#"{"order_id":"unreceived","event_id":"unreceived"}"#.to_string(),
+        r#"{"order_id":"timeless","event_id":"timeless","received_at":"2026-10-19T23:59:59Z","fingerprint":1}"#
+            .to_string(),
+        r#"{"order_id":"unreceived","event_id":"unreceived","fingerprint":1}"#.to_string(),
     ];
 
     let answer = batcher.push("/archive", pack("1", &rows)).await;

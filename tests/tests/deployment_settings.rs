@@ -45,7 +45,7 @@ const PUSH: [&str; 3] = ["PUSH_AUTH", "PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT"];
 const HANDED_ON: [&str; 8] =
     ["BIGQUERY_LOCATION", "BRAKE_AT", "DAILY_LIMIT", "DETACH", "DETACH_AT", "MODE", "MONTHLY_LIMIT", "STOP_AT"];
 /// Of the runtime, of other programs, and texts that only look like a setting.
-const NO_SETTINGS: [&str; 17] = [
+const NO_SETTINGS: &[&str] = &[
     "ALIGN_SUM",
     "AWS_ACCESS_KEY_ID",
     "AWS_ENDPOINT_URL",

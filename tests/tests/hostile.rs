@@ -237,7 +237,7 @@ async fn a_type_that_could_be_none_is_kept_as_well() {
 async fn a_public_publisher_is_no_way_round_the_rights_of_a_type() {
     let enricher =
         EnricherFixture::with(pipeline_tests::registry_with(&[&REFUND.replace("public", "stream")]), config()).await;
-    let publisher = PublisherFixture::start();
+    let publisher = PublisherFixture::public();
     publisher.publish(r#"{"event_type":"refund","sum":1}"#).await;
 
     enricher.push(delivery(RAW_SUB, "1", &publisher.topic.messages()[0])).await;

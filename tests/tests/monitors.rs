@@ -31,6 +31,8 @@ fn every_streaming_table_is_watched() {
             let sql = read(&infra().join(format!("sql/monitors/{monitor}.sql")));
             assert!(sql.contains(source.as_str()), "{monitor} lacks {source}");
         }
+        let columns = format!("FROM `{}.INFORMATION_SCHEMA.COLUMNS`", plan.table.dataset);
+        assert!(read(&infra().join("sql/deduplicate.sql")).contains(&columns), "deduplicate.sql lacks {columns}");
     }
 }
 
@@ -81,12 +83,16 @@ async fn fill(sink: &BigQuerySink, registry: &Registry) {
     // A tiny day; its row has no id and no receipt.
     let tiny = click("", "2024-07-08T10:00:00Z", "", &json!({"event_id": null, "received_at": null}));
     add("2024-07-08T10:00:02Z", &[tiny]).await;
-    // Few rows, but not too few: one event twice, of two versions, from nowhere; its id at another time is another row.
+    // Few rows, but not too few: one event twice, of two versions, from nowhere; its id at another time is another row. And an
+    // event with its copy and with other content under its id.
     let (at, received) = ("2024-07-09T10:00:00Z", "2024-07-09T10:00:01Z");
     let rows = [
         click("twice", at, received, &json!({"country": "Unknown"})),
         click("twice", at, received, &json!({"country": null, "schema_version": "1-0-1"})),
         click("twice", "2024-07-09T10:00:00.000001Z", received, &json!({})),
+        click("claimed", at, received, &json!({"fingerprint": 1})),
+        click("claimed", at, received, &json!({"fingerprint": 1})),
+        click("claimed", at, received, &json!({"fingerprint": 2, "country": "DE"})),
     ];
     add("2024-07-09T10:00:02Z", &rows).await;
     // Today: 101 rows that took 0 to 100 ms, the last one late by a second, the one before not.
@@ -172,7 +178,7 @@ fn answers() -> [(&'static str, Value); 4] {
                 [clicks, "2024-07-06", 0, null, "missing"],
                 [clicks, "2024-07-07", 20, "2024-07-07T10:00:02Z", "ok"],
                 [clicks, "2024-07-08", 1, "2024-07-08T10:00:02Z", "small"],
-                [clicks, "2024-07-09", 3, "2024-07-09T10:00:02Z", "ok"],
+                [clicks, "2024-07-09", 6, "2024-07-09T10:00:02Z", "ok"],
                 [clicks, "2024-07-10", 101, "2024-07-10T11:49:59.999Z", "ok"],
                 [clicks, "2024-07-12", 1, "2024-07-10T11:58:00.250Z", "future"],
             ]),
@@ -180,18 +186,18 @@ fn answers() -> [(&'static str, Value); 4] {
         (
             "validation",
             json!([
-                [stock, "2024-07-09", 20, 0, null, null, 0, 0, "1-0-0"],
-                [stock, "2024-07-10", 1, 0, null, null, 0, 0, "1-0-0"],
-                [orders, null, 1, 2, "order_date, schema_version", null, 0, 0, null],
-                [orders, "2024-07-09", 1, 0, null, null, 0, 0, "1-0-0"],
-                [activities, "2024-07-10", 1, 0, null, 1.0, 0, 0, "1-0-0"],
-                [clicks, "2024-07-04", 20, 0, null, 0.0, 0, 0, "1-0-0"],
-                [clicks, "2024-07-05", 20, 0, null, 0.0, 0, 0, "1-0-0"],
-                [clicks, "2024-07-07", 20, 0, null, 0.0, 0, 0, "1-0-0"],
-                [clicks, "2024-07-08", 1, 2, "event_id, received_at", 0.0, 0, 0, "1-0-0"],
-                [clicks, "2024-07-09", 3, 0, null, 2.0 / 3.0, 1, 0, "1-0-0, 1-0-1"],
-                [clicks, "2024-07-10", 101, 0, null, 0.0, 0, 1, "1-0-0"],
-                [clicks, "2024-07-12", 1, 0, null, 0.0, 0, 0, "1-0-0"],
+                [stock, "2024-07-09", 20, 0, null, null, 0, 0, 0, "1-0-0"],
+                [stock, "2024-07-10", 1, 0, null, null, 0, 0, 0, "1-0-0"],
+                [orders, null, 1, 2, "order_date, schema_version", null, 0, 0, 0, null],
+                [orders, "2024-07-09", 1, 0, null, null, 0, 0, 0, "1-0-0"],
+                [activities, "2024-07-10", 1, 0, null, 1.0, 0, 0, 0, "1-0-0"],
+                [clicks, "2024-07-04", 20, 0, null, 0.0, 0, 0, 0, "1-0-0"],
+                [clicks, "2024-07-05", 20, 0, null, 0.0, 0, 0, 0, "1-0-0"],
+                [clicks, "2024-07-07", 20, 0, null, 0.0, 0, 0, 0, "1-0-0"],
+                [clicks, "2024-07-08", 1, 2, "event_id, received_at", 0.0, 0, 0, 0, "1-0-0"],
+                [clicks, "2024-07-09", 6, 0, null, 0.5, 2, 1, 0, "1-0-0, 1-0-1"],
+                [clicks, "2024-07-10", 101, 0, null, 0.0, 0, 0, 1, "1-0-0"],
+                [clicks, "2024-07-12", 1, 0, null, 0.0, 0, 0, 0, "1-0-0"],
             ]),
         ),
         (
@@ -228,6 +234,7 @@ async fn every_monitor_finds_the_faults_of_the_tables() {
     let answer = bigquery.query(&asked_then("bytes_by_partition")).await.unwrap();
     assert_eq!(partitions(&answer), partitions_of_the_rows());
     as_they_are(&bigquery, &checked).await;
+    copies_go_by_night(&bigquery).await;
     view_of_the_last_days(&bigquery).await;
 }
 
@@ -245,6 +252,36 @@ async fn as_they_are(bigquery: &BigQuery, checked: &BTreeSet<&str>) {
         assert!(head.contains("Reads "), "the head of {monitor} does not say what it costs");
         assert!(listed.contains(&format!("`{monitor}`")), "infra/sql/README.md does not list {monitor}");
     }
+}
+
+/// The nightly job removes the copy of the row with a fingerprint once its day is closed, and nothing else.
+async fn copies_go_by_night(bigquery: &BigQuery) {
+    let run = async |today: &str| {
+        let sql =
+            read(&infra().join("sql/deduplicate.sql")).replacen("CURRENT_DATE('UTC')", &format!("DATE '{today}'"), 1);
+        bigquery.query(&sql).await.unwrap();
+        let rows = "SELECT event_id, fingerprint, country FROM contextflow.clickstream_events \
+                    WHERE DATE(event_timestamp) = '2024-07-09' ORDER BY event_id, fingerprint, country";
+        let shown = "SELECT event_id, fingerprint, country FROM contextflow.v_clickstream_events \
+                     WHERE event_timestamp = TIMESTAMP '2024-07-09 10:00:00+00' ORDER BY event_id";
+        let conflicts = "SELECT event_id, fingerprint FROM contextflow.v_clickstream_events_conflicts \
+                         WHERE event_timestamp >= TIMESTAMP '2024-07-01 00:00:00+00' ORDER BY fingerprint";
+        let report = "SELECT table_name, day, removed FROM contextflow.deduplications";
+        let mut answers = Vec::new();
+        for query in [rows, shown, conflicts, report] {
+            answers.push(json!(bigquery.query(query).await.unwrap().rows));
+        }
+        answers
+    };
+    let before = run("2024-07-10").await;
+    assert_eq!((before[0].as_array().unwrap().len(), &before[3]), (6, &json!([])), "the day is not closed");
+    let after = run("2024-07-11").await;
+    assert_eq!(after[0].as_array().unwrap().len(), 5);
+    assert_eq!(after[1], before[1], "the view shows the same");
+    assert_eq!(after[2], json!([["claimed", 1], ["claimed", 2]]));
+    assert_eq!(before[2].as_array().unwrap().len(), 3);
+    assert_eq!(after[3], json!([["contextflow.clickstream_events", "2024-07-09", 1]]));
+    assert_eq!(run("2024-07-11").await, after, "a second run changes nothing");
 }
 
 /// The view looks at the last 7 days by itself, and shows a row once.
@@ -284,7 +321,7 @@ fn partitions_of_the_rows() -> Value {
         [clicks, "20240705", 20],
         [clicks, "20240707", 20],
         [clicks, "20240708", 1],
-        [clicks, "20240709", 3],
+        [clicks, "20240709", 6],
         [clicks, "20240710", 101],
         [clicks, "20240712", 1],
     ])

@@ -339,7 +339,7 @@ async fn a_missing_required_column_and_text_that_is_too_long_are_problems() {
 #[tokio::test]
 async fn an_event_type_that_could_be_a_path_never_reaches_a_name() {
     for name in ["../../etc/passwd", "a/b", "a\\u0000b", "order\\u0000", "Order", "", "nowhere"] {
-        let publisher = PublisherFixture::start();
+        let publisher = PublisherFixture::public();
         let body = format!(r#"{{"event_type":"{name}","event_timestamp":1792455300}}"#);
 
         let answer = publisher.publish(body).await;

@@ -20,7 +20,7 @@ use crate::findings::{Findings, Place};
 use crate::lines::{LongLine, MAX_LINE, Position, lines};
 use crate::report::Tally;
 
-/// How many identities of archived rows are remembered, in 143 MB. What comes again later is left to the loader, and to
+/// How many archived rows are remembered, in 143 MB. What comes again later is left to the loader, and to
 /// the view that shows each event once.
 const REMEMBERED: usize = 7_000_000;
 
@@ -137,10 +137,12 @@ impl<'j> Job<'j> {
             self.bury(line, at, file, reason, row);
             return values;
         }
-        if let Form::Archive { days } = self.form
-            && !self.is_wanted(plan, days, row)
-        {
-            return values;
+        if let Form::Archive { days } = self.form {
+            // An archive may be older than fingerprints.
+            event::set_fingerprint(plan, row);
+            if !self.is_wanted(plan, days, row) {
+                return values;
+            }
         }
         self.room.refused.clear();
         mapping.derive(row, &mut self.room.derived);
@@ -188,13 +190,14 @@ impl<'j> Job<'j> {
             }
             row.set(system.received_at, Value::Timestamp(self.now));
             row.set(system.schema_version, Value::Text(plan.version.clone().into()));
+            event::set_fingerprint(plan, row);
         }
         // After the lookup, which reads the whole address. What the archive holds may be older than the policy.
         anonymise_row(self.anonymise, plan, row);
         row.set(system.loaded_at, Value::Timestamp(self.now));
     }
 
-    /// Whether a row of the archive is of the days asked for, and the first of its identity.
+    /// Whether a row of the archive is of the days asked for, and the first with its time, id and content.
     fn is_wanted(&mut self, plan: &Plan, days: Option<(i32, i32)>, row: &Row<'_>) -> bool {
         let time = plan.table.partition.and_then(|partition| row.values.get(partition.column)?.partition_time());
         let day = time.map(|time| time.div_euclid(DAY));
@@ -204,8 +207,13 @@ impl<'j> Job<'j> {
             return false;
         }
         let Some(id) = plan.identity.and_then(|column| row.text(column)) else { return true };
+        let fingerprint = match plan.system.and_then(|system| row.values.get(system.fingerprint)) {
+            Some(Value::Int(fingerprint)) => *fingerprint,
+            _ => 0,
+        };
         let mut hash = [0; 16];
-        let digest = Sha256::new().chain_update(time.unwrap_or_default().to_le_bytes()).chain_update(id).finalize();
+        let of_numbers = Sha256::new().chain_update(time.unwrap_or_default().to_le_bytes());
+        let digest = of_numbers.chain_update(fingerprint.to_le_bytes()).chain_update(id).finalize();
         hash.copy_from_slice(&digest[..16]);
         let is_first = self.room.seen.is_first(hash);
         self.tally.duplicates += u64::from(!is_first);

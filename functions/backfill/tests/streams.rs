@@ -105,3 +105,31 @@ fn only_its_archive_takes_the_place_of_what_a_stream_has_brought() {
     assert_eq!((archived.mode, Path::new(&archived.source)), (Mode::Replace, Path::new("bucket/clickstream")));
     assert!(request(&["--source", "sessions.jsonl", "--type", "session"]).is_ok(), "nothing streams into it");
 }
+
+/// Objects of the archive hold both of a conflict, and each of them again where a push was repeated.
+#[tokio::test]
+async fn both_rows_of_a_conflict_come_out_of_the_archive_once() {
+    for has_fingerprints in [true, false] {
+        let fixture = Fixture::new();
+        let line = |user: &str, received_at: &str, fingerprint: i64| {
+            let mut row = click(user);
+            row["event_id"] = json!("e1");
+            row["received_at"] = json!(received_at);
+            if has_fingerprints {
+                row["fingerprint"] = json!(fingerprint);
+            }
+            row.to_string()
+        };
+        let lines = [
+            line("u1", "2026-10-20T01:00:01Z", 1),
+            line("u2", "2026-10-20T01:00:02Z", 2),
+            line("u2", "2026-10-20T01:00:03Z", 2),
+        ];
+        fixture.write("a.jsonl.gz", gzip(lines.join("\n").as_bytes()));
+        fixture.run(clicks(&fixture, Form::Archive { days: None })).await.unwrap();
+        let rows = fixture.rows("clickstream");
+        let users: Vec<_> = rows.iter().map(|row| &row["user_id"]).collect();
+        assert_eq!(users, [&json!("u1"), &json!("u2")], "with fingerprints: {has_fingerprints}");
+        assert!(rows.iter().all(|row| row["fingerprint"].is_i64()), "{rows:?}");
+    }
+}

@@ -13,7 +13,7 @@ use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, Publisher, publish_one};
 use shared::push::{Answer, Push, claim_memory};
 use shared::row::{self, Value};
-use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry, Schemas};
+use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry, Schemas, System};
 use shared::sink::{Outcome, Sink};
 use shared::window::{Limits, Window};
 use shared::{encode, event};
@@ -159,8 +159,10 @@ impl Batcher {
                 Outcome::Poison(reason) => {
                     // Refused again after a replay, it is another letter: the first one counts as done.
                     let again = push.attributes.get(REPLAY_OF).map(String::as_bytes);
-                    let identity = [plan.event_type.as_bytes(), row.id.as_bytes(), again.unwrap_or_default()];
-                    let identity = &identity[..2 + usize::from(again.is_some())];
+                    // Two rows with one id are two dead letters where their content differs.
+                    let content = row.fingerprint.unwrap_or_default().to_be_bytes();
+                    let identity = [plan.event_type.as_bytes(), row.id.as_bytes(), &content, again.unwrap_or_default()];
+                    let identity = &identity[..3 + usize::from(again.is_some())];
                     let known = origin("warehouse", &push, now, Some(plan));
                     let received_at = received_at.or(known.received_at);
                     let origin = Origin { event_id: Some(&row.id), identity, received_at, ..known };
@@ -236,7 +238,8 @@ impl Batcher {
                 Err(reason) => return Answer::TryAgain(reason),
             }
         }
-        let row = |letter: &DeadLetter| Row { id: letter.dead_letter_id.clone(), json: letter.to_json() };
+        let row =
+            |letter: &DeadLetter| Row { id: letter.dead_letter_id.clone(), fingerprint: None, json: letter.to_json() };
         let rows: Vec<Row> = letters.iter().map(row).collect();
         let mut groups: BTreeMap<Group, Lines> = BTreeMap::new();
         for (letter, row) in letters.iter().zip(&rows) {
@@ -346,19 +349,28 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
         let event_time = plan.table.partition.and_then(|partition| row.values.get(partition.column)?.partition_time());
         let received_at = row.values.get(system.received_at).and_then(Value::partition_time);
         let given = row.text(system.event_id).map(str::to_string);
-        let row = if let Some(id) = given {
-            Row { id, json: push.data.slice_ref(line) }
-        } else {
-            // Of the topic's own id alone: table and archive have it from two subscriptions, and are to call it the same.
-            let id = event::derived_id(&[push.message_id.as_bytes(), number.to_string().as_bytes()]);
-            row.set(system.event_id, Value::Text(id.clone().into()));
-            let mut json = Vec::new();
-            encode::object(&plan.columns, &row.values, &mut json);
-            Row { id, json: json.into() }
+        // Of the topic's own id alone: table and archive have it from two subscriptions, and are to call it the same.
+        let derived = || event::derived_id(&[push.message_id.as_bytes(), number.to_string().as_bytes()]);
+        let id = given.unwrap_or_else(derived);
+        let (fingerprint, json) = match row.values.get(system.fingerprint) {
+            Some(Value::Int(fingerprint)) if !is_nameless => (*fingerprint, push.data.slice_ref(line)),
+            _ => complete(plan, system, &id, line, &mut row)
+                .unwrap_or_else(|| (event::fingerprint(line), push.data.slice_ref(line))),
         };
-        rows.push(Read { row, event_time, received_at });
+        rows.push(Read { row: Row { id, fingerprint: Some(fingerprint), json }, event_time, received_at });
     }
     (rows, letters)
+}
+
+/// Writes a row anew that lacks its id or its fingerprint. `None`: the warehouse will refuse it.
+fn complete<'a>(plan: &Plan, system: System, id: &str, line: &'a [u8], row: &mut row::Row<'a>) -> Option<(i64, Bytes)> {
+    decode::row(plan, line, row).ok().filter(|()| row.problems.is_empty())?;
+    row.set(system.event_id, Value::Text(id.to_string().into()));
+    event::set_fingerprint(plan, row);
+    let Some(Value::Int(fingerprint)) = row.values.get(system.fingerprint) else { return None };
+    let mut json = Vec::new();
+    encode::object(&plan.columns, &row.values, &mut json);
+    Some((*fingerprint, json.into()))
 }
 
 /// What tells a line of a push from every other.

@@ -1,7 +1,8 @@
 //! Which rows are under way and which have landed of late: a duplicate is dropped, or waits for its twin's outcome.
 //!
-//! An id counts as landed only after its append stands. The memory is bounded; past it a duplicate lands twice and the
-//! table's deduplicated view drops it.
+//! A duplicate has the id *and* the content of another row: with other content under the same id it is a conflict, which
+//! lands beside the other and is counted. A row counts as landed only after its append stands. The memory is bounded;
+//! past it a duplicate lands twice and the table's deduplicated view drops it.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher, RandomState};
@@ -11,22 +12,32 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use shared::sink::Outcome;
 use tokio::sync::oneshot;
 
-/// 128 bits of a keyed hash of table and id.
-type Key = u128;
+/// 128 bits of a keyed hash.
+type Hash128 = u128;
 
-/// The window of ids.
+/// What a row is told from others by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Of table and id.
+    id: Hash128,
+    /// Of table, id and fingerprint.
+    row: Hash128,
+}
+
+/// The window of rows.
 pub struct Recent {
     hashers: [RandomState; 2],
     state: Mutex<State>,
     capacity: usize,
 }
 
-/// Landed ids are forgotten a whole generation at a time: to look one up touches little memory, to forget one none.
+/// Landed rows are forgotten a whole generation at a time: to look one up touches little memory, to forget one none. Each
+/// leaves both hashes of its key.
 #[derive(Default)]
 struct State {
-    in_flight: HashMap<Key, Vec<oneshot::Sender<Outcome>>, ByKey>,
-    landed: HashSet<Key, ByKey>,
-    landed_before: HashSet<Key, ByKey>,
+    in_flight: HashMap<Hash128, Vec<oneshot::Sender<Outcome>>, ByKey>,
+    landed: HashSet<Hash128, ByKey>,
+    landed_before: HashSet<Hash128, ByKey>,
 }
 
 /// A key is a hash already.
@@ -35,7 +46,7 @@ type ByKey = BuildHasherDefault<KeyHasher>;
 #[derive(Default)]
 struct KeyHasher(u64);
 
-/// What a row's id says.
+/// What a row's id and fingerprint say.
 pub enum Claim {
     /// Nobody has it: the caller appends it and must [`Recent::settle`] the key.
     Mine(Key),
@@ -46,35 +57,39 @@ pub enum Claim {
 }
 
 impl Recent {
-    /// Remembers at least the last `capacity` landed ids, at most twice as many.
+    /// Remembers at least the last `capacity` landed rows, in the memory of at most twice as many ids.
     pub fn new(capacity: usize) -> Self {
         Self { hashers: [RandomState::new(), RandomState::new()], state: Mutex::default(), capacity }
     }
 
-    /// Claims the rows `ids` of `table`, one claim an id.
-    pub fn claim<'a>(&self, table: &str, ids: impl IntoIterator<Item = &'a str>) -> Vec<Claim> {
+    /// Claims rows of `table` by id and fingerprint, one claim a row.
+    pub fn claim<'a>(&self, table: &str, rows: impl IntoIterator<Item = (&'a str, Option<i64>)>) -> Vec<Claim> {
         // What all ids have before them is hashed once.
         let of_table = self.hashers.each_ref().map(|hasher| {
             let mut hash = hasher.build_hasher();
             table.hash(&mut hash);
             hash
         });
-        let keys: Vec<Key> = ids.into_iter().map(|id| key(&of_table, id)).collect();
+        let keys: Vec<Key> = rows.into_iter().map(|(id, fingerprint)| key(&of_table, id, fingerprint)).collect();
         let mut state = self.lock();
         keys.into_iter().map(|key| state.claim(key)).collect()
     }
 
-    /// Says what became of claimed rows and tells those who wait for them.
-    pub fn settle(&self, keys: &[Key], outcomes: &[Outcome]) {
+    /// Says what became of claimed rows and tells those who wait for them. Answers how many are conflicts: rows that
+    /// landed after another with their id and other content.
+    pub fn settle(&self, keys: &[Key], outcomes: &[Outcome]) -> u64 {
+        let mut conflicts = 0;
         let mut state = self.lock();
         for (key, outcome) in keys.iter().zip(outcomes) {
             if *outcome == Outcome::Done {
+                conflicts += u64::from(state.has_landed(key.id));
                 state.land(*key, self.capacity);
             }
-            for waiter in state.in_flight.remove(key).unwrap_or_default() {
+            for waiter in state.in_flight.remove(&key.row).unwrap_or_default() {
                 let _ = waiter.send(outcome.clone());
             }
         }
+        conflicts
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -82,34 +97,39 @@ impl Recent {
     }
 }
 
-fn key(of_table: &[DefaultHasher; 2], id: &str) -> Key {
-    let [high, low] = of_table.clone().map(|mut hash| {
-        id.hash(&mut hash);
-        u128::from(hash.finish())
-    });
-    high << 64 | low
+fn key(of_table: &[DefaultHasher; 2], id: &str, fingerprint: Option<i64>) -> Key {
+    let joined = |[high, low]: [u64; 2]| u128::from(high) << 64 | u128::from(low);
+    let mut hashes = of_table.clone();
+    hashes.iter_mut().for_each(|hash| id.hash(hash));
+    let of_id = hashes.each_ref().map(DefaultHasher::finish);
+    hashes.iter_mut().for_each(|hash| fingerprint.hash(hash));
+    Key { id: joined(of_id), row: joined(hashes.each_ref().map(DefaultHasher::finish)) }
 }
 
 impl State {
     fn claim(&mut self, key: Key) -> Claim {
-        if self.landed.contains(&key) || self.landed_before.contains(&key) {
+        if self.has_landed(key.row) {
             return Claim::Landed;
         }
-        if let Some(waiting) = self.in_flight.get_mut(&key) {
+        if let Some(waiting) = self.in_flight.get_mut(&key.row) {
             let (sender, receiver) = oneshot::channel();
             waiting.push(sender);
             return Claim::Theirs(receiver);
         }
-        self.in_flight.insert(key, Vec::new());
+        self.in_flight.insert(key.row, Vec::new());
         Claim::Mine(key)
     }
 
+    fn has_landed(&self, hash: Hash128) -> bool {
+        self.landed.contains(&hash) || self.landed_before.contains(&hash)
+    }
+
     fn land(&mut self, key: Key, capacity: usize) {
-        if self.landed.len() >= capacity {
+        if self.landed.len() >= 2 * capacity {
             mem::swap(&mut self.landed, &mut self.landed_before);
             self.landed.clear();
         }
-        self.landed.insert(key);
+        self.landed.extend([key.id, key.row]);
     }
 }
 
@@ -135,7 +155,7 @@ mod tests {
     use super::*;
 
     fn claim(recent: &Recent, table: &str, id: &str) -> Claim {
-        recent.claim(table, [id]).pop().unwrap()
+        recent.claim(table, [(id, None)]).pop().unwrap()
     }
 
     fn mine(recent: &Recent, id: &str) -> Key {
@@ -160,13 +180,37 @@ mod tests {
     fn a_duplicate_of_one_in_flight_shares_its_outcome() {
         let recent = Recent::new(10);
         let [Claim::Mine(key), Claim::Theirs(mut twin)] =
-            <[Claim; 2]>::try_from(recent.claim("t", ["a", "a"])).ok().unwrap()
+            <[Claim; 2]>::try_from(recent.claim("t", [("a", Some(1)), ("a", Some(1))])).ok().unwrap()
         else {
             panic!("not in flight")
         };
         assert!(twin.try_recv().is_err());
         recent.settle(&[key], &[Outcome::Retry("down".into())]);
         assert_eq!(twin.try_recv(), Ok(Outcome::Retry("down".into())));
+    }
+
+    #[test]
+    fn other_content_under_the_same_id_waits_for_nobody_and_is_a_conflict() {
+        let recent = Recent::new(10);
+        let rows = [("a", Some(1)), ("a", Some(2)), ("a", None), ("b", Some(1))];
+        let keys: Vec<_> = recent
+            .claim("t", rows)
+            .into_iter()
+            .map(|claim| match claim {
+                Claim::Mine(key) => key,
+                _ => panic!("not free"),
+            })
+            .collect();
+        let refused = Outcome::Retry("refused".into());
+        assert_eq!(recent.settle(&keys[..1], &[refused]), 0);
+        assert_eq!(recent.settle(&keys[1..], &[const { Outcome::Done }; 3]), 1, "the one without fingerprint");
+        let key = match recent.claim("t", [("a", Some(1))]).pop() {
+            Some(Claim::Mine(key)) => key,
+            _ => panic!("it did not land"),
+        };
+        assert_eq!(recent.settle(&[key], &[Outcome::Done]), 1);
+        let landed = recent.claim("t", [("a", Some(1)), ("a", Some(2))]);
+        assert!(landed.iter().all(|claim| matches!(claim, Claim::Landed)));
     }
 
     #[test]
@@ -181,6 +225,6 @@ mod tests {
         }
         assert!(matches!(claim(&recent, "t", "a"), Claim::Mine(_)), "the oldest is forgotten");
         let state = recent.lock();
-        assert_eq!((state.landed.len(), state.landed_before.len(), state.in_flight.len()), (1, 2, 1));
+        assert_eq!((state.landed.len(), state.landed_before.len(), state.in_flight.len()), (2, 4, 1));
     }
 }

@@ -16,13 +16,15 @@ use tokio::time::Instant;
 
 use crate::Deps;
 use crate::config::{Config, MAX_PAUSE};
-use crate::recent::{Claim, Recent};
+use crate::recent::{Claim, Key, Recent};
 
-/// A row on its way, with the id that tells it from others of its table.
+/// A row on its way, with what tells it from others of its table.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// Identity.
     pub id: String,
+    /// Hash of its content; a dead letter has none, its id alone tells it.
+    pub fingerprint: Option<i64>,
     /// The enriched row.
     pub json: Bytes,
 }
@@ -31,7 +33,7 @@ pub struct Row {
 /// they are settled (a sink that panics, a window that is gone) are given back, so that no duplicate waits for ever.
 struct Claimed {
     recent: Arc<Recent>,
-    keys: Vec<u128>,
+    keys: Vec<Key>,
     rows: Vec<Bytes>,
 }
 
@@ -146,7 +148,7 @@ impl Tables {
         let mut theirs = Vec::new();
         let mut duplicates = 0;
         let wanted: Vec<&Row> = wanted.iter().filter_map(|&index| rows.get(index)).collect();
-        let claims = self.recent.claim(&plan.event_type, wanted.iter().map(|row| row.id.as_str()));
+        let claims = self.recent.claim(&plan.event_type, wanted.iter().map(|row| (row.id.as_str(), row.fingerprint)));
         for (at, (row, claim)) in wanted.into_iter().zip(claims).enumerate() {
             match claim {
                 Claim::Landed => duplicates += 1,
@@ -203,13 +205,13 @@ impl Flush {
     /// Appends what a window has gathered. Ids are settled here, whether or not anybody still waits for the answer.
     async fn append(&self, mut pushes: Vec<Claimed>) -> Vec<Vec<Outcome>> {
         let rows: Vec<Bytes> = pushes.iter().flat_map(|push| push.rows.iter().cloned()).collect();
-        let keys: Vec<u128> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
+        let keys: Vec<Key> = pushes.iter().flat_map(|push| push.keys.iter().copied()).collect();
         let batch = Batch { plan: Arc::clone(&self.plan), rows, loaded_at: self.clock.now() };
         let started = Instant::now();
         let mut outcomes = self.sink.append(&batch).await;
         // A sink that answers too little has vouched for nothing of the rest.
         outcomes.resize(batch.rows.len(), Outcome::Retry("the warehouse gave no answer for this row".into()));
-        self.recent.settle(&keys, &outcomes);
+        self.metrics.conflicts.inc_by(self.recent.settle(&keys, &outcomes));
         for push in &mut pushes {
             push.keys.clear();
         }

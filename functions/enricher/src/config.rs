@@ -50,15 +50,16 @@ pub mod cloud {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use shared::bucket::{self, Location};
     use shared::clock::{Clock, Micros};
+    use shared::credentials;
     use shared::enrich::geo::GEO;
     use shared::enrich::{Source, Warm};
     use shared::metrics::Metrics;
     use shared::publish::pubsub::{Options, PubSub};
     use shared::schema::Schemas;
     use shared::serve::Failure;
-    use shared::settings::{Settings, fault};
-    use shared::{bucket, credentials};
+    use shared::settings::{SettingError, Settings, fault};
 
     use crate::Deps;
 
@@ -74,18 +75,22 @@ pub mod cloud {
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
         let lookups = lookups(settings, &clock).await?;
-        let bucket = settings.get("ARCHIVE_URI").map(|uri| bucket::open(uri, settings)).transpose();
-        let bucket = bucket.map_err(|error| fault("ARCHIVE_URI", error))?;
         let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
         Ok(Deps {
             schemas: Arc::new(Schemas::read(settings, &clock).await?),
             lookups: Arc::new(lookups),
             enriched: Arc::new(pubsub.topic(&enriched)),
             dead_letters: Arc::new(pubsub.topic(&dead_letters)),
-            bucket,
+            bucket: bucket(settings)?,
             metrics: Arc::new(Metrics::new(clock.clone())),
             clock,
         })
+    }
+
+    fn bucket(settings: &Settings) -> Result<Option<Location>, SettingError> {
+        let name = "ARCHIVE_URI";
+        let open = |uri| bucket::open(uri, settings).map_err(|error| fault(name, error));
+        settings.get(name).map(open).transpose()
     }
 
     async fn lookups(settings: &Settings, clock: &Clock) -> Result<Warm, Failure> {

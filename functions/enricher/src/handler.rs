@@ -22,6 +22,7 @@ use shared::{encode, event};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::first_seen::{self, Undated};
 
 /// The stage that dead letters name.
 const STAGE: &str = "enricher";
@@ -36,7 +37,8 @@ pub struct Deps {
     pub enriched: Arc<dyn Publisher>,
     /// The dead-letter topic.
     pub dead_letters: Arc<dyn Publisher>,
-    /// Where the raw text of large dead letters goes.
+    /// Where the raw text of large dead letters goes, and where it is remembered when an event without a time was first
+    /// seen. Without one every attempt at such an event gets a time of its own.
     pub bucket: Option<Location>,
     /// Time.
     pub clock: Clock,
@@ -110,15 +112,26 @@ impl Enricher {
         drop(body);
         let (tables, registry) = (self.deps.lookups.tables().await, self.deps.schemas.current().await);
         self.deps.metrics.received.inc_by(push.lines().count() as u64);
-        let (parts, letters) =
-            Enrichment { config: &self.config, registry: &registry, tables: &tables, push: &push, now }.run();
-        // Rows and dead letters hold all that is needed of it.
-        drop(push);
-        let bytes: usize = parts.values().flatten().map(|part| part.data.len()).sum();
-        let bytes = bytes + letters.iter().map(DeadLetter::size).sum::<usize>();
-        if let Err(reason) = claim_memory(bytes) {
+        let work = Enrichment {
+            config: &self.config,
+            registry: &registry,
+            tables: &tables,
+            push: &push,
+            now,
+            remembers: self.deps.bucket.is_some(),
+        };
+        let Enriched { mut parts, letters, undated } = work.run();
+        if let Err(reason) = claim_memory(push.data.len() + size(&parts, &letters)) {
             return Answer::TryAgain(reason);
         }
+        if let Some(bucket) = self.deps.bucket.as_ref().filter(|_| !undated.is_empty()) {
+            match first_seen::times(bucket, &undated).await {
+                Ok(times) => work.add_dated(undated.into_iter().zip(times), &mut parts),
+                Err(reason) => return Answer::TryAgain(reason),
+            }
+        }
+        // Rows and dead letters hold all that is needed of it.
+        drop(push);
         self.publish(parts, letters).await.into()
     }
 
@@ -140,6 +153,21 @@ impl Enricher {
 /// What the publisher may add to an event, in bytes: the largest event there is one that is not too large here.
 const ADDED_BYTES: usize = 1 << 10;
 
+/// Bytes of rows and dead letters.
+fn size(parts: &Parts, letters: &[DeadLetter]) -> usize {
+    let rows: usize = parts.values().flatten().map(|part| part.data.len()).sum();
+    rows + letters.iter().map(DeadLetter::size).sum::<usize>()
+}
+
+/// What a push comes to.
+#[derive(Default)]
+struct Enriched<'e> {
+    parts: Parts,
+    letters: Vec<DeadLetter>,
+    /// Events whose time has to be looked up first.
+    undated: Vec<Undated<'e>>,
+}
+
 /// The work on one push.
 struct Enrichment<'e> {
     config: &'e Config,
@@ -147,25 +175,29 @@ struct Enrichment<'e> {
     tables: &'e Tables,
     push: &'e Push,
     now: Micros,
+    /// Whether there is a memory of when events were first seen.
+    remembers: bool,
 }
 
 impl<'e> Enrichment<'e> {
-    /// Splits a push into rows by type and dead letters.
-    fn run(&self) -> (Parts, Vec<DeadLetter>) {
-        let (mut parts, mut letters) = (Parts::new(), Vec::new());
+    /// Splits a push into rows by type, dead letters, and events whose time has to be looked up.
+    fn run(&self) -> Enriched<'e> {
+        let mut enriched = Enriched::default();
         if let Some(problem) = self.push.too_long() {
-            return (parts, vec![self.whole(Reason::from(&problem))]);
+            enriched.letters.push(self.whole(Reason::from(&problem)));
+            return enriched;
         }
         let named = self.push.attributes.get("event_type").map(|name| self.registry.get(name).ok_or(name));
         if let Some(Ok(plan)) = named
             && let Err(reason) = self.check_allowed(plan)
         {
-            return (parts, vec![self.whole(reason)]);
+            enriched.letters.push(self.whole(reason));
+            return enriched;
         }
-        let received_at = self.received_at();
+        let Enriched { parts, letters, undated } = &mut enriched;
         let mut row = Row::default();
-        for (number, line) in self.push.lines() {
-            let number = number.to_string();
+        for (index, line) in self.push.lines() {
+            let number = index.to_string();
             let identity: [&[u8]; 3] =
                 [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
             let plan = match named {
@@ -199,13 +231,10 @@ impl<'e> Enrichment<'e> {
                 }
             };
             match decode_event(plan, line, self.now, &mut row) {
-                Ok(()) => {
-                    self.tables.enrich(plan, &mut row);
-                    anonymise_row(self.config.anonymise, plan, &mut row);
-                    set_system_columns(plan, received_at, &identity, &mut row);
-                    let of_type = parts.entry(plan.event_type.clone()).or_default();
-                    append(of_type, plan, &row, self.config.pack.rows, self.config.pack.bytes);
-                }
+                Ok(()) => match self.undated(plan, index, line, &row) {
+                    Some(event) => undated.push(event),
+                    None => self.add(plan, &identity, &mut row, parts),
+                },
                 Err(reason) => {
                     let given = plan.system.and_then(|system| row.text(system.event_id));
                     let given = given.filter(|id| event::is_event_id(id)).map(str::to_string);
@@ -213,10 +242,38 @@ impl<'e> Enrichment<'e> {
                 }
             }
         }
-        if parts.is_empty() && letters.is_empty() {
+        if parts.is_empty() && letters.is_empty() && undated.is_empty() {
             letters.push(self.whole(Reason { code: Code::BadJson, detail: "the message holds no event".into() }));
         }
-        (parts, letters)
+        enriched
+    }
+
+    /// The event, where its time has to be looked up.
+    fn undated(&self, plan: &'e Arc<Plan>, index: usize, line: &'e [u8], row: &Row<'_>) -> Option<Undated<'e>> {
+        self.remembers.then(|| Undated::of(plan, index, line, row, self.received_by_publisher())).flatten()
+    }
+
+    /// Adds the rows of events whose time is known at last.
+    fn add_dated(&self, events: impl Iterator<Item = (Undated<'e>, Micros)>, parts: &mut Parts) {
+        let mut row = Row::default();
+        for (Undated { plan, number, line, .. }, time) in events {
+            // It was decoded before, so it is good.
+            if let (Ok(()), Some(partition)) = (decode_event(plan, line, self.now, &mut row), plan.table.partition) {
+                row.set(partition.column, Value::Timestamp(time));
+                let number = number.to_string();
+                let identity = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
+                self.add(plan, &identity, &mut row, parts);
+            }
+        }
+    }
+
+    /// Adds the row of a decoded event.
+    fn add(&self, plan: &Arc<Plan>, identity: &[&[u8]], row: &mut Row<'e>, parts: &mut Parts) {
+        self.tables.enrich(plan, row);
+        anonymise_row(self.config.anonymise, plan, row);
+        set_system_columns(plan, self.received_at(), identity, row);
+        let of_type = parts.entry(plan.event_type.clone()).or_default();
+        append(of_type, plan, row, self.config.pack.rows, self.config.pack.bytes);
     }
 
     /// The schema of an event whose message names none; the error is the type that it names, and why it can be no row.
@@ -248,8 +305,11 @@ impl<'e> Enrichment<'e> {
 
     /// The publisher's clock, else the topic's.
     fn received_at(&self) -> Micros {
-        let said = self.push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok());
-        said.or(self.push.published_at).unwrap_or(self.now)
+        self.received_by_publisher().or(self.push.published_at).unwrap_or(self.now)
+    }
+
+    fn received_by_publisher(&self) -> Option<Micros> {
+        self.push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok())
     }
 
     /// The dead letter of a whole message.
@@ -326,6 +386,7 @@ fn set_system_columns(plan: &Plan, received_at: Micros, identity: &[&[u8]], row:
     }
     row.set(system.received_at, Value::Timestamp(received_at));
     row.set(system.schema_version, Value::Text(plan.version.clone().into()));
+    event::set_fingerprint(plan, row);
 }
 
 /// Adds a row to the last part of its type, or to a new one where that is full.

@@ -1,6 +1,7 @@
 //! The enricher: raw events come in as Pub/Sub pushes and leave as rows on the enriched topic, or as dead letters.
 
 pub mod config;
+mod first_seen;
 pub mod handler;
 
 use std::sync::Arc;

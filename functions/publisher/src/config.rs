@@ -1,5 +1,6 @@
 //! What can be set, and what the deployed function works with.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,11 @@ use shared::credentials;
 use shared::enrich::address::Anonymise;
 use shared::publish::MAX_EVENT_BYTES;
 use shared::publish::pubsub::{Options, PubSub};
-use shared::schema::Schemas;
+use shared::schema::{Registry, Schemas};
 use shared::serve::Failure;
 use shared::settings::{SettingError, Settings, fault};
 
-use crate::{Deps, Limits, MAX_BODY};
+use crate::{Deps, Limits, MAX_BODY, StreamTypes};
 
 /// What a publish may take, in milliseconds. A login may add 6 s to it, and API Gateway gives up on a Lambda after 29 s.
 const TIMEOUT: RangeInclusive<u128> = 100..=20_000;
@@ -64,6 +65,20 @@ fn millis(
     if range.contains(&value.as_millis()) { Ok(value) } else { Err(fault(name, format!("give {least} to {most}"))) }
 }
 
+/// The types that `PUBLISH_TYPES` names, with commas between them. Each must be one of the schemas.
+fn stream_types(settings: &Settings, registry: &Registry) -> Result<StreamTypes, SettingError> {
+    let name = "PUBLISH_TYPES";
+    let names = settings.text(name, "");
+    let names: BTreeSet<_> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let is_streamed = |event_type: &&str| registry.streaming(event_type).is_some();
+    match names.iter().find(|event_type| !is_streamed(event_type)) {
+        Some(unknown) => {
+            Err(fault(name, format!("`{unknown}` is not an event type of a stream; SCHEMAS_URI adds types")))
+        }
+        None => Ok(StreamTypes::Only(names.into_iter().map(str::to_string).collect())),
+    }
+}
+
 /// `MAX_BODY_BYTES` (1 MiB) and `MAX_REQUEST_EVENTS` (500): what a request may hold, where anyone may send one.
 pub fn limits(settings: &Settings) -> Result<Limits, SettingError> {
     let Limits { body_bytes, events } = Limits::default();
@@ -78,6 +93,7 @@ pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
     let config = Config::read(settings)?;
     let clock = Clock::system();
     let schemas = Schemas::read(settings, &clock).await?;
+    let stream_types = stream_types(settings, &schemas.in_force())?;
     let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish).await?;
     Ok(Deps {
         schemas: Arc::new(schemas),
@@ -86,6 +102,7 @@ pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
         anonymise: config.anonymise,
         max_event_bytes: config.max_event_bytes,
         synthetic_events: config.synthetic_events,
+        stream_types,
     })
 }
 
@@ -107,6 +124,21 @@ mod tests {
         let config = read(&[("RAW_TOPIC", "raw"), ("IP_ANONYMISE", "drop"), ("PUBLISH_TIMEOUT_MS", "500")]).unwrap();
         assert_eq!((config.raw_topic.as_str(), config.anonymise), ("projects/p/topics/raw", Anonymise::Drop));
         assert_eq!(config.publish.give_up_after, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn types_of_streams_can_be_named() {
+        let registry = Registry::built_in().unwrap();
+        let read = |value: &str| {
+            stream_types(&Settings::from_iter([("PUBLISH_TYPES", value)]), &registry).map_err(|error| error.to_string())
+        };
+        let only = |names: &[&str]| StreamTypes::Only(names.iter().map(ToString::to_string).collect());
+        assert_eq!(read(""), Ok(only(&[])));
+        assert_eq!(read(" order, inventory,"), Ok(only(&["inventory", "order"])));
+        for unknown in ["ordr", "visit", "dead_letter"] {
+            let expected = format!("PUBLISH_TYPES: `{unknown}` is not an event type of a stream");
+            assert!(read(&format!("order,{unknown}")).unwrap_err().starts_with(&expected), "{unknown}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! From the body of a request to messages on the raw topic, and back to an answer for each event.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use shared::clock::{Clock, DAY, Micros};
+use shared::clock::{Clock, Micros};
 use shared::decode::json::{Next, Scanner};
 use shared::decode::time::timestamp_text;
 use shared::decode::{self, Code, Problem, Problems};
@@ -23,6 +24,9 @@ pub const MAX_BODY: usize = 1 << 20;
 /// How many problems the answer to a request lists in all; of further ones it tells the number.
 const MAX_LISTED_PROBLEMS: usize = 200;
 
+/// How many events of a request may have an id that tells no time, and no time of their own.
+const MAX_UNDATED: usize = 10;
+
 /// What the publisher works with.
 pub struct Deps {
     /// The schemas it knows.
@@ -37,6 +41,26 @@ pub struct Deps {
     pub max_event_bytes: usize,
     /// Whether a request without a body stands for one synthetic event.
     pub synthetic_events: bool,
+    /// Which types with `ingest: stream` it accepts.
+    pub stream_types: StreamTypes,
+}
+
+/// Which types with `ingest: stream` a publisher accepts besides those with `ingest: public`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamTypes {
+    /// These; none where anyone may publish.
+    Only(BTreeSet<String>),
+    /// Every one: of a publisher that only its own machine can reach.
+    All,
+}
+
+impl StreamTypes {
+    fn accept(&self, event_type: &str) -> bool {
+        match self {
+            Self::Only(names) => names.contains(event_type),
+            Self::All => true,
+        }
+    }
 }
 
 /// How a body is read.
@@ -226,15 +250,19 @@ struct Ready<'r> {
     event_id: String,
     problems: Problems,
     line: Vec<u8>,
+    /// The column of a time that neither the event nor its id tells: the enricher has to remember when it was first seen.
+    undated: Option<&'r str>,
 }
 
 async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Micros) -> Result<Receipt, Refusal> {
     let registry = deps.schemas.current().await;
     let mut receipt = Receipt::default();
     let mut ready = Vec::with_capacity(parts.len());
+    let mut undated = 0;
     let mut row = Row::default();
     for (index, part) in parts.into_iter().enumerate() {
-        match part.and_then(|event| prepare(deps, &registry, index, event, client, now, &mut row)) {
+        let prepared = part.and_then(|event| prepare(deps, &registry, index, event, client, now, &mut row));
+        match prepared.and_then(|event| check_undated(event, &mut undated)) {
             Ok(event) => ready.push(event),
             Err(problem) => {
                 let message = problem.to_string();
@@ -242,7 +270,7 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
             }
         }
     }
-    let (messages, owners) = pack(&ready, now);
+    let (messages, owners) = pack(deps, &ready, now);
     if messages.is_empty() {
         return Ok(receipt);
     }
@@ -268,6 +296,20 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
     Ok(receipt)
 }
 
+/// Bounds the events of a request for which the enricher has to remember when they were first seen: each costs it an object.
+fn check_undated<'r>(event: Ready<'r>, undated: &mut usize) -> Result<Ready<'r>, Problem> {
+    let Some(column) = event.undated else { return Ok(event) };
+    *undated += 1;
+    if *undated <= MAX_UNDATED {
+        return Ok(event);
+    }
+    let message = format!(
+        "at most {MAX_UNDATED} events of a request may have an event_id that tells no time and no time either: send the \
+         time, or leave the event_id out"
+    );
+    Err(Problem::of(column, Code::MissingRequired, message))
+}
+
 /// Checks one event against its schema and adds what the client left out. The client's own text stays as it is, but for
 /// its address.
 fn prepare<'r, 'a>(
@@ -283,7 +325,7 @@ fn prepare<'r, 'a>(
         BodyType::Known(plan) => plan,
         BodyType::Unknown(_) => return undecoded(deps, registry, index, event, None, unknown_type(), now),
     };
-    check_allowed(plan)?;
+    check_type(deps, plan)?;
     if event.len() > deps.max_event_bytes {
         let message = format!("{} bytes; an event has {} at most", event.len(), deps.max_event_bytes);
         let problem = Problem::new(Code::TooLarge, message);
@@ -306,15 +348,17 @@ fn prepare<'r, 'a>(
     if let Some((column, address)) = address {
         line.add(column, &address);
     }
+    let mut undated = None;
     if let Some(column) = without_time {
         // The time that the id tells: the same when the event is sent again under the id that it was given.
-        let sent_before = |at: &Micros| (now - DAY..=now).contains(at);
-        let at = event::minted_at(&event_id).filter(sent_before).unwrap_or(now);
-        line.add(column, &timestamp_text(at));
+        let accepted = now - plan.accepts.past..=now + plan.accepts.future;
+        let told = event::minted_at(&event_id).filter(|at| accepted.contains(at));
+        undated = told.is_none().then_some(column);
+        line.add(column, &timestamp_text(told.unwrap_or(now)));
         problems.withdraw_missing(column);
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
     }
-    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish() })
+    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish(), undated })
 }
 
 /// An event that is not decoded here: it is kept whole and becomes a dead letter, unless the enricher can use it.
@@ -334,7 +378,7 @@ fn undecoded<'r>(
     };
     let mut line = splice(deps, |key| registry.is_address_key(key), event);
     let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
-    Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish() })
+    Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish(), undated: None })
 }
 
 /// The text of an event to which members are added, without a full address where addresses are anonymised. The enricher
@@ -364,12 +408,19 @@ fn unknown_type() -> Problem {
     Problem::of("event_type", Code::UnknownType, message)
 }
 
-/// Whether events of the type may come in here.
-fn check_allowed(plan: &Plan) -> Result<(), Problem> {
-    if matches!(plan.ingest, Ingest::Public | Ingest::Stream) {
-        return Ok(());
-    }
-    Err(Problem::of("event_type", Code::TypeNotAllowed, "events of this type are not taken from outside"))
+/// Whether this publisher accepts events of the type.
+fn check_type(deps: &Deps, plan: &Plan) -> Result<(), Problem> {
+    let name = &plan.event_type;
+    let message = match plan.ingest {
+        Ingest::Public => return Ok(()),
+        Ingest::Stream if deps.stream_types.accept(name) => return Ok(()),
+        Ingest::Stream => format!(
+            "events of type `{name}` are not accepted here; send them to the raw topic, or to a publisher whose \
+             PUBLISH_TYPES names the type"
+        ),
+        Ingest::Batch | Ingest::Internal => format!("events of type `{name}` are not taken from outside"),
+    };
+    Err(Problem::of("event_type", Code::TypeNotAllowed, message))
 }
 
 /// The address column, where the client left it empty, with the address it came from.
@@ -396,7 +447,7 @@ fn missing_time<'p>(plan: &'p Plan, row: &Row<'_>) -> Option<&'p str> {
 }
 
 /// Packs events into messages, each of one type and within the limits unless one event alone is larger; tells for each event which message has it.
-fn pack(ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
+fn pack(deps: &Deps, ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
     struct Pack<'e> {
         event_type: Option<&'e str>,
         events: usize,
@@ -425,10 +476,11 @@ fn pack(ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
     let received_at = timestamp_text(now);
     let message = |pack: Pack<'_>| {
         // Of a type that is not known here it was not checked who may send it.
-        let (name, value) = pack.event_type.map_or(PUBLIC, |event_type| ("event_type", event_type));
-        let attributes = [(name, value), ("received_at", &received_at), ("source", "publisher")];
+        let unchecked = (deps.stream_types != StreamTypes::All).then_some(PUBLIC);
+        let about_type = pack.event_type.map(|event_type| ("event_type", event_type)).or(unchecked);
+        let attributes = [("received_at", received_at.as_str()), ("source", "publisher")].into_iter().chain(about_type);
         let attributes = attributes.map(|(name, value)| (name.to_string(), value.to_string()));
-        Message { data: pack.data.into(), attributes: Attributes::from(attributes) }
+        Message { data: pack.data.into(), attributes: attributes.collect::<Attributes>() }
     };
     (packs.into_iter().map(message).collect(), owners)
 }

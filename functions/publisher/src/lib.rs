@@ -23,7 +23,7 @@ use axum::{Json, Router};
 use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
 
-pub use handler::{Deps, MAX_BODY};
+pub use handler::{Deps, MAX_BODY, StreamTypes};
 use handler::{Media, Receipt, Refusal};
 use shared::publish::MAX_EVENTS;
 

@@ -51,11 +51,11 @@ impl Kind {
 
 impl Wanted {
     /// What the plans of a registry stand for: their datasets and tables, a deduplicated view of each table whose rows
-    /// have an identity, and the analysts' views over them.
+    /// have an identity, a view of the conflicts of each streaming table, and the analysts' views over them.
     pub fn of(registry: &Registry, project: &str, location: Option<&str>) -> Self {
         let datasets = datasets(registry.plans(), project, location);
         let tables = registry.plans().map(|plan| table(project, plan));
-        let views = registry.plans().filter_map(|plan| deduplicated(project, plan));
+        let views = registry.plans().flat_map(|plan| [deduplicated(project, plan), conflicts(project, plan)]).flatten();
         let reports = views::all().filter_map(|view| report(project, registry, &view));
         Self { objects: datasets.chain(tables).chain(views).chain(reports).collect() }
     }
@@ -111,7 +111,8 @@ fn table(project: &str, plan: &Arc<Plan>) -> Object {
     below_dataset(project, &plan.table.dataset, &plan.table.name, Kind::Table(Arc::clone(plan)), document)
 }
 
-/// The view in which every row is seen once: of the rows with one partition time and one identity, the earliest loaded.
+/// The view in which every row is seen once: of the rows with one partition time and one identity the first received,
+/// whether the others are copies of it or conflicts.
 ///
 /// The partition column is one of the window's keys, so a filter on it keeps or drops all copies of a row alike;
 /// BigQuery takes it down to the table and reads only those partitions. The view itself needs no filter: where the table
@@ -119,19 +120,22 @@ fn table(project: &str, plan: &Arc<Plan>) -> Object {
 fn deduplicated(project: &str, plan: &Plan) -> Option<Object> {
     let identity = plan.columns.get(plan.identity?)?;
     let identity = quoted(&identity.name);
-    let columns: Vec<_> = plan.columns.iter().map(|column| quoted(&column.name)).collect();
-    let keys = plan.partition_column().map(|column| quoted(&column.name)).into_iter().chain([identity.clone()]);
-    let order = plan.system.and_then(|system| plan.columns.get(system.loaded_at));
-    let order = order.map_or_else(String::new, |column| format!(" ORDER BY {}", quoted(&column.name)));
-    let query = format!(
-        "SELECT {columns}\nFROM `{project}.{table}`\nWHERE TRUE\n\
-         QUALIFY {identity} IS NULL OR ROW_NUMBER() OVER (PARTITION BY {keys}{order}) = 1",
-        columns = columns.join(", "),
-        table = plan.table.full_name(),
-        keys = keys.collect::<Vec<_>>().join(", "),
-    );
+    // The last one decides between rows of one append.
+    let order = plan.system.map(|system| [system.received_at, system.loaded_at, system.fingerprint]);
+    let order = order.map(|columns| columns.map(|index| quoted(&plan.columns[index].name)).join(", "));
+    let order = order.map(|columns| format!(" ORDER BY {columns}")).unwrap_or_default();
+    let keys = views::keys(plan)?;
+    let condition = format!("{identity} IS NULL OR ROW_NUMBER() OVER (PARTITION BY {keys}{order}) = 1");
+    let query = views::rows_where(plan, &format!("{project}."), &condition);
     let description = format!("Every row of {} once", plan.table.name);
     Some(view(project, &plan.table.dataset, &format!("v_{}", plan.table.name), &description, &query))
+}
+
+/// The view of conflicts, which prunes as [`deduplicated`] does.
+fn conflicts(project: &str, plan: &Plan) -> Option<Object> {
+    let query = views::conflicts(plan, &format!("{project}."))?;
+    let description = format!("Rows of {} with one event_id and different content", plan.table.name);
+    Some(view(project, &plan.table.dataset, &views::name_of_conflicts(plan), &description, &query))
 }
 
 /// An analysts' view, where the schemas have all that it reads.

@@ -25,11 +25,12 @@ pub struct SchemaError {
 }
 
 /// The columns that every streaming table has after its own.
-const SYSTEM_COLUMNS: [(&str, &str, &str); 4] = [
+const SYSTEM_COLUMNS: [(&str, &str, &str); 5] = [
     ("event_id", "STRING", "Identity of the event, the same on every delivery"),
     ("received_at", "TIMESTAMP", "When the publisher, else Pub/Sub, received the event"),
     ("loaded_at", "TIMESTAMP", "When the batcher handed the row to the warehouse"),
     ("schema_version", "STRING", "Version of the schema that the row was decoded with"),
+    ("fingerprint", "INTEGER", "Hash of the content, by which copies and conflicts of one event_id are told apart"),
 ];
 const MAX_DEPTH: usize = 15;
 const MAX_CLUSTERING: usize = 4;
@@ -156,7 +157,7 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
     let row_names = columns.iter().enumerate().map(|(index, column)| (column.name.clone(), index));
     let row_keys = KeyTable::build(row_names.clone()).map_err(two_columns)?;
     let partition = table.partition.map(|partition| partition.column);
-    let head = [identity, partition, system.map(|system| system.received_at)];
+    let head = [identity, partition, system.map(|system| system.received_at), system.map(|system| system.fingerprint)];
     let head_keys =
         KeyTable::build(row_names.filter(|(_, index)| head.contains(&Some(*index)))).map_err(two_columns)?;
 
@@ -172,6 +173,7 @@ fn build(file: SchemaFile) -> Result<Plan, Fault> {
             past: days(file.accepts.past_days, accepts.past),
             future: days(file.accepts.future_days, accepts.future),
         },
+        content: content(&columns, &enrichments),
         enrichments,
         columns,
         own_columns,
@@ -311,7 +313,20 @@ fn add_system_columns(columns: &mut Vec<Column>) -> Result<System, Fault> {
             fill: Fill::System,
         });
     }
-    Ok(System { event_id: first, received_at: first + 1, loaded_at: first + 2, schema_version: first + 3 })
+    Ok(System {
+        event_id: first,
+        received_at: first + 1,
+        loaded_at: first + 2,
+        schema_version: first + 3,
+        fingerprint: first + 4,
+    })
+}
+
+fn content(columns: &[Column], enrichments: &[Enrich]) -> Vec<usize> {
+    let is_address =
+        |index| enrichments.iter().any(|step| step.from == index && enrich::ENRICHMENTS[step.enrichment].reads_address);
+    let of_event = columns.iter().enumerate().filter(|(_, column)| column.fill == Fill::Event);
+    of_event.map(|(index, _)| index).filter(|index| !is_address(*index)).collect()
 }
 
 fn enrichments(files: &[EnrichFile], columns: &mut [Column], own: usize) -> Result<Vec<Enrich>, Fault> {

@@ -205,6 +205,8 @@ pub struct System {
     pub loaded_at: usize,
     /// `schema_version`.
     pub schema_version: usize,
+    /// `fingerprint`.
+    pub fingerprint: usize,
 }
 
 /// A schema file, checked and ready to drive the pipeline.
@@ -230,13 +232,17 @@ pub struct Plan {
     pub own_columns: usize,
     /// System columns; `None` for `batch` and `internal` tables.
     pub system: Option<System>,
+    /// Indexes of the columns that a fingerprint covers: those that the event fills itself. A client's address is not among
+    /// them, since the publisher adds it and a retry may come from another one.
+    pub content: Vec<usize>,
     /// Index of the column that tells one row from another: `event_id` on streaming tables, else the file's `identity`.
     pub identity: Option<usize>,
     /// Names an event may use (own columns and `event_id`).
     pub(crate) event_keys: KeyTable,
     /// Names a row may use (every column, exactly as it is called).
     pub(crate) row_keys: KeyTable,
-    /// Of those, what tells a row from others and when it came to be: identity, `received_at`, partition column.
+    /// Of those, what tells a row from others and when it came to be: identity, fingerprint,
+    /// `received_at`, partition column.
     pub(crate) head_keys: KeyTable,
 }
 

@@ -43,7 +43,7 @@ pub struct Args {
     /// Where to write it (NDJSON: standard output unless given)
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Write the system columns too: `event_id`, `received_at`, `loaded_at` and `schema_version`
+    /// Write the system columns too: `event_id`, `received_at`, `loaded_at`, `schema_version` and `fingerprint`
     #[arg(long)]
     system_columns: bool,
     /// Where lines that cannot be used go, one JSON object each
@@ -258,6 +258,7 @@ impl Filter<'_> {
         row.set(system.received_at, Value::Timestamp(self.now));
         row.set(system.loaded_at, Value::Timestamp(self.now));
         row.set(system.schema_version, Value::Text(self.plan.version.clone().into()));
+        event::set_fingerprint(self.plan, row);
     }
 
     #[cold]

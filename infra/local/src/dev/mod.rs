@@ -21,7 +21,7 @@ use axum::response::Response;
 use batcher::Batcher;
 use enricher::Enricher;
 use object_store::local::LocalFileSystem;
-use publisher::ClientAddress;
+use publisher::{ClientAddress, StreamTypes};
 use shared::bucket::Location;
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
@@ -226,6 +226,7 @@ impl Pipeline {
             anonymise,
             max_event_bytes: MAX_EVENT_BYTES,
             synthetic_events: true,
+            stream_types: StreamTypes::All,
         };
         let enricher_deps = enricher::Deps {
             schemas: Arc::clone(schemas),

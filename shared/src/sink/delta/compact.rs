@@ -1,4 +1,5 @@
-//! Care for a table while it is written: merges of small files, checkpoints, removal of what no version needs.
+//! Care for a table while it is written: merges of small files, checkpoints, removal of what no version needs and of exact
+//! copies of rows.
 //!
 //! Driven by appends alone: each one looks whether something is due and starts at most one task a table. A merge is a
 //! commit that removes its inputs and adds its output, so a reader sees either, never both.
@@ -8,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use deltalake::arrow::array::RecordBatch;
 use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::checkpoints::create_checkpoint;
 use deltalake::kernel::{Action, Add};
@@ -36,10 +38,10 @@ struct Merge {
     files: Vec<DataFile>,
 }
 
-/// What the output of a merge looks like.
-struct Layout {
-    schema: SchemaRef,
-    plan: Arc<Plan>,
+/// What the files of a table look like.
+pub(super) struct Layout {
+    pub(super) schema: SchemaRef,
+    pub(super) plan: Arc<Plan>,
 }
 
 /// The next merge that is worth its price: sizes fall into classes a factor `merge_at` apart, and a class that has
@@ -124,6 +126,7 @@ impl Table {
                 None => break,
             }
         }
+        self.remove_copies().await?;
         self.vacuum().await
     }
 
@@ -222,23 +225,37 @@ impl Table {
 
 /// Reads the inputs of a merge and writes its output, sorted like them.
 fn write_merged(table: &dyn Files, merge: &Merge, layout: &Layout, now: Micros) -> Result<Add, Fault> {
-    let Layout { schema, plan } = layout;
     let mut batches = Vec::new();
     for file in &merge.files {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(table.read(&file.path)?)
-            .and_then(|reader| reader.with_batch_size(64 * 1024).build())
-            .map_err(io::Error::other)?;
-        for batch in reader {
-            let batch = batch.map_err(io::Error::other)?;
-            // A file older than a column has no such column.
-            batches.push(cast_record_batch(&batch, Arc::clone(schema), false, true).map_err(io::Error::other)?);
-        }
+        batches.extend(read_rows(table, &file.path, layout)?);
     }
+    write_rows(table, merge.part, &batches, layout, false, now)
+}
+
+/// The rows of a file, with all columns of the table.
+pub(super) fn read_rows(table: &dyn Files, path: &str, layout: &Layout) -> io::Result<Vec<RecordBatch>> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(table.read(path)?)
+        .and_then(|reader| reader.with_batch_size(64 * 1024).build())
+        .map_err(io::Error::other)?;
+    // A file older than a column has no such column.
+    let widened = |batch: RecordBatch| cast_record_batch(&batch, Arc::clone(&layout.schema), false, true);
+    reader.map(|batch| widened(batch.map_err(io::Error::other)?).map_err(io::Error::other)).collect()
+}
+
+/// Writes rows of sorted files as one file; `changes` tells whether rows of the table come or go by it.
+pub(super) fn write_rows(
+    table: &dyn Files,
+    part: Part,
+    batches: &[RecordBatch],
+    layout: &Layout,
+    changes: bool,
+    now: Micros,
+) -> Result<Add, Fault> {
+    let Layout { schema, plan } = layout;
     let clustering = plan.table.clustering.iter().filter_map(|&index| plan.columns.get(index));
     let clustering: Vec<_> = clustering.filter_map(|column| schema.index_of(&column.name).ok()).collect();
-    let merged = data_file::merge(merge.part, &batches, &clustering, &stats_columns(plan)).map_err(io::Error::other)?;
-    drop(batches);
-    let (file, add) = log::new_file(merged, false, now);
+    let merged = data_file::merge(part, batches, &clustering, &stats_columns(plan)).map_err(io::Error::other)?;
+    let (file, add) = log::new_file(merged, changes, now);
     table.store(vec![file])?;
     Ok(add)
 }

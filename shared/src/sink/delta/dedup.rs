@@ -1,8 +1,8 @@
-//! The deduplicated view of a table: of the rows with one partition time and one identity, the earliest loaded.
+//! The deduplicated view of a table: of the rows with one partition time and one identity, the first received.
 //!
-//! What SQL says with `row_number() OVER (PARTITION BY event_timestamp, event_id ORDER BY loaded_at) = 1`, in one pass
-//! over a hash table: a sort and a window a key cost ten times as much where the query engine is not optimised, and
-//! that is how a development build has it. Filters on the two key columns go through to the table, as they keep or drop
+//! What SQL says with `row_number() OVER (PARTITION BY event_timestamp, event_id ORDER BY received_at, loaded_at,
+//! fingerprint) = 1`, in one pass over a hash table: a sort and a window a key cost ten times as much where the query engine
+//! is not optimised, and that is how a development build has it. Filters on the two key columns go through to the table, as they keep or drop
 //! all copies of a row alike.
 
 use std::collections::HashMap;
@@ -45,7 +45,8 @@ struct Keys {
     /// The partition column.
     time: Option<usize>,
     identity: usize,
-    loaded_at: Option<usize>,
+    /// By what copies are ordered, of a streaming table: `received_at`, `loaded_at`, `fingerprint`.
+    order: [Option<usize>; 3],
 }
 
 impl Deduplicated {
@@ -56,7 +57,9 @@ impl Deduplicated {
         let keys = Keys {
             time: plan.table.partition.and_then(|partition| find(partition.column)),
             identity: find(plan.identity?)?,
-            loaded_at: plan.system.and_then(|system| find(system.loaded_at)),
+            order: plan
+                .system
+                .map_or([None; 3], |system| [system.received_at, system.loaded_at, system.fingerprint].map(find)),
         };
         Some(Self { table, keys })
     }
@@ -104,7 +107,7 @@ impl TableProvider for Deduplicated {
         let keys = Keys {
             time: self.keys.time.map(&mut place),
             identity: place(self.keys.identity),
-            loaded_at: self.keys.loaded_at.map(&mut place),
+            order: self.keys.order.map(|column| column.map(&mut place)),
         };
         let input = self.table.scan(session, Some(&read), filters, None).await?;
         Ok(Arc::new(DeduplicateExec::new(input, keys, shown)?))
@@ -215,13 +218,13 @@ struct Kept {
 
 /// The copy of a row that is kept.
 struct Place {
-    loaded_at: i64,
+    order: [i64; 3],
     batch: u32,
     row: u32,
 }
 
 /// Bytes of an entry of `seen`, about.
-const ENTRY: usize = 48;
+const ENTRY: usize = 64;
 
 impl Kept {
     fn new(keys: Keys, shown: Vec<usize>, memory: MemoryReservation) -> Self {
@@ -237,7 +240,10 @@ impl Kept {
         self.copies.push(Vec::new());
 
         let times = self.keys.time.map(|column| numbers(batch.column(column))).transpose()?;
-        let loads = self.keys.loaded_at.map(|column| numbers(batch.column(column))).transpose()?;
+        let mut order = [None, None, None];
+        for (values, column) in order.iter_mut().zip(self.keys.order) {
+            *values = column.map(|column| numbers(batch.column(column))).transpose()?;
+        }
         let identities = compute::cast(batch.column(self.keys.identity), &DataType::Utf8)?;
         let at = |values: &Option<Int64Array>, row| {
             values.as_ref().filter(|values| values.is_valid(row)).map(|values| values.value(row))
@@ -246,14 +252,15 @@ impl Kept {
             // A row without an identity is nobody's copy.
             let Some(identity) = identity else { continue };
             let key = self.hash(at(&times, row), identity);
-            let loaded_at = at(&loads, row).unwrap_or(i64::MAX);
-            let place = Place { loaded_at, batch: number, row: u32::try_from(row).unwrap_or(u32::MAX) };
+            // NULL first, as BigQuery has it.
+            let order = order.each_ref().map(|values| at(values, row).unwrap_or(i64::MIN));
+            let place = Place { order, batch: number, row: u32::try_from(row).unwrap_or(u32::MAX) };
             match self.seen.entry(key) {
                 Entry::Vacant(entry) => {
                     entry.insert(place);
                 }
                 Entry::Occupied(mut entry) => {
-                    let later = if loaded_at < entry.get().loaded_at { entry.insert(place) } else { place };
+                    let later = if order < entry.get().order { entry.insert(place) } else { place };
                     self.copies[later.batch as usize].push(later.row);
                 }
             }
@@ -284,7 +291,7 @@ impl Kept {
 }
 
 /// A time or date as numbers that tell values apart and keep their order.
-fn numbers(times: &ArrayRef) -> QueryResult<Int64Array> {
+pub(super) fn numbers(times: &ArrayRef) -> QueryResult<Int64Array> {
     Ok(compute::cast(times, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
 }
 

@@ -9,7 +9,7 @@
 //! Layout: tables with time partitioning are partitioned by a hidden column [`_partition_date`](Warehouse) (Parquet
 //! files compressed with zstd, sorted by the clustering columns). Every append adds one small file a partition; merges
 //! in the background, driven by appends, keep their number small, and files that no version needs are removed after
-//! [`Options::file_retention`].
+//! [`Options::file_retention`]. From partitions that are closed exact copies of rows are removed.
 //!
 //! [`DeltaSink`] is a [`Loader`](crate::load::Loader) as well. A load stages large files, in the order of its rows, and
 //! shows them in all its tables at once: to [`Warehouse`]. Engines that read a table's log by themselves see its new
@@ -17,6 +17,7 @@
 
 pub mod arrow;
 mod compact;
+mod copies;
 mod data_file;
 mod dedup;
 mod files;

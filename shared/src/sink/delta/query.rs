@@ -23,9 +23,10 @@ use super::dedup::Deduplicated;
 use super::files::{Files, Place};
 use super::load::pointer::Pointer;
 use super::source::Source;
-use super::views::{Dataset, Tables};
+use super::views::{Dataset, Tables, Views};
 use crate::bucket::Location;
 use crate::schema::{Plan, Registry};
+use crate::views;
 
 const CATALOG: &str = "warehouse";
 /// The schema that unqualified names are looked up in.
@@ -51,8 +52,8 @@ pub enum QueryError {
 /// Reads the tables of one folder or bucket, whether or not anyone writes them.
 ///
 /// Tables are visible as `dataset.table` and, where no other dataset has the name, as `table`. A table that is not
-/// there yet is empty. `dataset.v_table` shows the rows with an identity once each; beside them are the views of
-/// [`crate::views`]. Keep one for many queries: it
+/// there yet is empty. `dataset.v_table` shows the rows with an identity once each, `dataset.v_table_conflicts` those of a
+/// stream that share an identity but not their content; beside them are the views of [`crate::views`]. Keep one for many queries: it
 /// remembers what it has read of the logs and reads only what is new.
 pub struct Warehouse {
     root: Arc<dyn Files>,
@@ -165,6 +166,12 @@ impl Warehouse {
         Ok(batches)
     }
 
+    /// The views of conflicts of a dataset.
+    fn conflicts(&self, dataset: &str) -> Views {
+        let plans = self.sources.iter().map(|source| &source.plan).filter(|plan| plan.table.dataset == dataset);
+        plans.filter_map(|plan| Some((views::name_of_conflicts(plan), views::conflicts(plan, "")?))).collect()
+    }
+
     /// A session over tables, and with a session over these the views too.
     fn context(
         &self,
@@ -179,7 +186,7 @@ impl Warehouse {
         let mut by_name: BTreeMap<String, Option<Arc<dyn SchemaProvider>>> = BTreeMap::new();
         for (name, tables) in datasets {
             let dataset = match base {
-                Some(base) => Dataset::with_views(name, tables.clone(), base, has),
+                Some(base) => Dataset::with_views(name, tables.clone(), self.conflicts(name), base, has),
                 None => Dataset::of_tables(tables.clone()),
             };
             let dataset: Arc<dyn SchemaProvider> = Arc::new(dataset);

@@ -1,5 +1,6 @@
 //! One table and the turns that its commits take.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -36,6 +37,8 @@ pub(super) struct Table {
     pub(super) worker: Arc<Worker>,
     /// Whether a task looks after the table already.
     pub(super) in_care: AtomicBool,
+    /// Closed partitions that were searched for copies, and their newest rows then.
+    pub(super) looked_at: std::sync::Mutex<BTreeMap<Part, Micros>>,
     /// Appends that wait for the next commit.
     pub(super) gathered: Gathered,
 }
@@ -74,6 +77,7 @@ impl Table {
             slot: Arc::default(),
             worker,
             in_care: AtomicBool::new(false),
+            looked_at: std::sync::Mutex::default(),
             gathered: Gathered::default(),
         }
     }

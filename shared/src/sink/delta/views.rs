@@ -1,4 +1,5 @@
-//! A dataset with the analysts' views: each is planned when a query names it, from the text that BigQuery has.
+//! A dataset with the analysts' views and those of conflicts: each is planned when a query names it, from the text that
+//! BigQuery has.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,16 +19,20 @@ use deltalake::datafusion::sql::sqlparser::ast::{
 use deltalake::datafusion::sql::sqlparser::dialect::BigQueryDialect;
 use deltalake::datafusion::sql::sqlparser::parser::{Parser, ParserError};
 
-use crate::views::{self, View};
+use crate::views;
 
 /// Tables by name.
 pub(super) type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
+
+/// Queries of views by name.
+pub(super) type Views = BTreeMap<String, String>;
 
 /// One dataset as queries see it.
 #[derive(Debug)]
 pub(super) struct Dataset {
     tables: Tables,
-    views: BTreeMap<&'static str, View>,
+    /// Queries of the views by name.
+    views: Views,
     /// A session over the tables of all datasets.
     base: Option<Arc<SessionState>>,
 }
@@ -35,13 +40,20 @@ pub(super) struct Dataset {
 impl Dataset {
     /// Tables alone.
     pub(super) fn of_tables(tables: Tables) -> Self {
-        Self { tables, views: BTreeMap::new(), base: None }
+        Self { tables, views: Views::new(), base: None }
     }
 
-    /// The tables of the dataset `name` and its views, of those that read only what `has` says is there.
-    pub(super) fn with_views(name: &str, tables: Tables, base: &Arc<SessionState>, has: impl Fn(&str) -> bool) -> Self {
+    /// The tables of the dataset `name`, its views of conflicts, and of the analysts' views those that read only what `has`
+    /// says is there.
+    pub(super) fn with_views(
+        name: &str,
+        tables: Tables,
+        mut views: Views,
+        base: &Arc<SessionState>,
+        has: impl Fn(&str) -> bool,
+    ) -> Self {
         let of_dataset = views::all().filter(|view| view.dataset == name && view.reads().all(&has));
-        let views = of_dataset.map(|view| (view.name, view)).collect();
+        views.extend(of_dataset.map(|view| (view.name.to_string(), view.query().to_string())));
         Self { tables, views, base: Some(Arc::clone(base)) }
     }
 }
@@ -49,22 +61,19 @@ impl Dataset {
 #[async_trait]
 impl SchemaProvider for Dataset {
     fn table_names(&self) -> Vec<String> {
-        let views = self.views.keys().map(ToString::to_string);
-        self.tables.keys().cloned().chain(views).collect()
+        self.tables.keys().chain(self.views.keys()).cloned().collect()
     }
 
     async fn table(&self, name: &str) -> QueryResult<Option<Arc<dyn TableProvider>>> {
-        let view = match (self.tables.get(name), self.views.get(name), &self.base) {
+        let (query, base) = match (self.tables.get(name), self.views.get(name), &self.base) {
             (Some(table), _, _) => return Ok(Some(Arc::clone(table))),
-            (None, Some(view), Some(base)) => (view, base),
+            (None, Some(query), Some(base)) => (query, base),
             _ => return Ok(None),
         };
-        let (view, base) = view;
-        let query = view.query();
         let mut statement = base.sql_to_statement(query, &Dialect::BigQuery)?;
         translate(&mut statement)?;
         let plan = base.statement_to_plan(statement).await?;
-        Ok(Some(Arc::new(ViewTable::new(plan, Some(query.into())))))
+        Ok(Some(Arc::new(ViewTable::new(plan, Some(query.clone())))))
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use publisher::StreamTypes;
 use publisher::handler::{self, Deps, Media};
 use serde::Deserialize;
 use shared::clock::Clock;
@@ -38,6 +39,8 @@ impl Target {
             topic,
             clock: Clock::system(),
             anonymise: Anonymise::Off,
+            // Whoever may publish to the topic may send every type.
+            stream_types: StreamTypes::All,
             max_event_bytes: MAX_EVENT_BYTES,
             synthetic_events: false,
         })))

@@ -32,7 +32,7 @@ impl Sql<'_> {
         };
         let (loads, run) = (self.table(self.loads), self.run);
         format!(
-            "MERGE {loads} AS loads USING (SELECT '{run}' AS run) AS new ON loads.run = new.run\n\
+            "MERGE {loads} AS loads USING (SELECT '{run}' AS run) AS begun ON loads.run = begun.run\n\
              WHEN NOT MATCHED THEN INSERT (run, mode, begun_at) VALUES ('{run}', '{mode}', CURRENT_TIMESTAMP())"
         )
     }
@@ -49,7 +49,8 @@ impl Sql<'_> {
     /// by one, since `TRUNCATE` does not reach rows that were streamed shortly before.
     ///
     /// Of a streaming table, which goes on while it is loaded, those rows stay that the run can know nothing of; and of
-    /// staged rows with one partition time and identity, as an archive may have them, the first received is shown.
+    /// staged rows with one partition time, identity and fingerprint, as an archive may have them, the first received is
+    /// shown.
     pub(super) fn publish(&self, tables: &[(&Plan, &Staging)], mode: Mode, segments: &[i64]) -> String {
         let (loads, run) = (self.table(self.loads), self.run);
         let segments = segments.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
@@ -98,7 +99,8 @@ struct Streamed<'p> {
     event_id: &'p str,
     received_at: &'p str,
     loaded_at: &'p str,
-    /// What a row has in common with its copies: the partition column, if there is one, and the identity.
+    fingerprint: &'p str,
+    /// What a row has in common with its copies: the partition column, if there is one, the identity and the fingerprint.
     keys: Vec<&'p str>,
 }
 
@@ -106,8 +108,11 @@ fn streamed(plan: &Plan) -> Option<Streamed<'_>> {
     let name = |index: usize| plan.columns.get(index).map(|column| column.name.as_str());
     let system = plan.system?;
     let event_id = name(system.event_id)?;
-    let keys = plan.partition_column().map(|column| column.name.as_str()).into_iter().chain([event_id]).collect();
-    Some(Streamed { event_id, received_at: name(system.received_at)?, loaded_at: name(system.loaded_at)?, keys })
+    let fingerprint = name(system.fingerprint)?;
+    let partition = plan.partition_column().map(|column| column.name.as_str());
+    let keys = partition.into_iter().chain([event_id, fingerprint]).collect();
+    let (received_at, loaded_at) = (name(system.received_at)?, name(system.loaded_at)?);
+    Some(Streamed { event_id, received_at, loaded_at, fingerprint, keys })
 }
 
 impl Streamed<'_> {
@@ -121,9 +126,13 @@ impl Streamed<'_> {
 
     /// Those of `rows` that are among the staged ones.
     fn known_by_copy(&self, rows: &str, staged: &str, of_run: &str) -> String {
-        let is_copy: Vec<_> = self.keys.iter().map(|key| format!("new.`{key}` = old.`{key}`")).collect();
-        let is_copy = is_copy.join(" AND ");
-        format!("AS old WHERE ({rows}) AND EXISTS (SELECT 1 FROM {staged} AS new WHERE {of_run} AND {is_copy})")
+        // A row that is older than fingerprints has none.
+        let is_copy = |key: &&str| {
+            let is_equal = format!("staged.`{key}` = old.`{key}`");
+            if *key == self.fingerprint { format!("({is_equal} OR old.`{key}` IS NULL)") } else { is_equal }
+        };
+        let is_copy = self.keys.iter().map(is_copy).collect::<Vec<_>>().join(" AND ");
+        format!("AS old WHERE ({rows}) AND EXISTS (SELECT 1 FROM {staged} AS staged WHERE {of_run} AND {is_copy})")
     }
 
     /// Keeps one of the copies of a row.
@@ -206,13 +215,13 @@ mod tests {
         IF EXISTS (SELECT run FROM `example.com:p.contextflow.loads` WHERE run = 'r1' AND published_at IS NULL) THEN
         UPDATE `example.com:p.contextflow.loads` SET published_at = CURRENT_TIMESTAMP() WHERE run = 'r1';
         DELETE FROM `example.com:p.shop.clicks` WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND (`loaded_at` IS NULL OR `loaded_at` < TIMESTAMP_SUB((SELECT begun_at FROM `example.com:p.contextflow.loads` WHERE run = 'r1'), INTERVAL 60 MINUTE));
-        DELETE FROM `example.com:p.shop.clicks` AS old WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND EXISTS (SELECT 1 FROM `example.com:p.shop.clicks__r1` AS new WHERE `load_segment` IN (7) AND new.`at` = old.`at` AND new.`event_id` = old.`event_id`);
-        INSERT INTO `example.com:p.shop.clicks` (`at`, `event_id`, `received_at`, `loaded_at`, `schema_version`) SELECT `at`, `event_id`, `received_at`, `loaded_at`, `schema_version` FROM `example.com:p.shop.clicks__r1` WHERE `load_segment` IN (7) QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id` ORDER BY `received_at`) = 1;
+        DELETE FROM `example.com:p.shop.clicks` AS old WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND EXISTS (SELECT 1 FROM `example.com:p.shop.clicks__r1` AS staged WHERE `load_segment` IN (7) AND staged.`at` = old.`at` AND staged.`event_id` = old.`event_id` AND (staged.`fingerprint` = old.`fingerprint` OR old.`fingerprint` IS NULL));
+        INSERT INTO `example.com:p.shop.clicks` (`at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint`) SELECT `at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint` FROM `example.com:p.shop.clicks__r1` WHERE `load_segment` IN (7) QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id`, `fingerprint` ORDER BY `received_at`) = 1;
         END IF;
         COMMIT TRANSACTION;
         "
         );
-        let once = "QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id` ORDER BY `received_at`) = 1;";
+        let once = "QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id`, `fingerprint` ORDER BY `received_at`) = 1;";
         let append = SQL.publish(&[(&plan, &staging)], Mode::Append, &[7]);
         assert!(!append.contains("DELETE") && append.contains(once), "{append}");
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
+const DAY: i64 = 86_400 * SECOND;
 const HOUR: i64 = 3_600 * SECOND;
 
 fn table(root: &Path) -> std::path::PathBuf {
@@ -174,6 +175,57 @@ async fn a_partition_that_rests_becomes_few_files() {
     sink.settle().await;
     assert_eq!(live_files(folder.path()).await, 1);
     assert_eq!(read_back(folder.path(), &plan).await.len(), 9);
+}
+
+#[tokio::test]
+async fn exact_copies_go_from_closed_partitions_and_nothing_else_does() {
+    let folder = tempfile::tempdir().unwrap();
+    // The partitions are 2026-10-20 and the day after; the second is not closed three days later.
+    let clock = Clock::manual(crate::decode::time::timestamp("2026-10-21T12:00:00Z").unwrap());
+    let sink = DeltaSink::open_with(folder.path(), clock.clone(), eager()).unwrap();
+    let plan = plan("clickstream");
+    let row = |number: usize, fingerprint: &str, received: &str| {
+        click(number)
+            .replace(r#""schema_version""#, &format!(r#""fingerprint":{fingerprint},"schema_version""#))
+            .replace("Berlin", received)
+    };
+    for append in 0..3 {
+        let rows = (0..10).map(|number| row(number, "1", &format!("Berlin {append}")));
+        let others = [row(0, "2", "conflict"), row(1, "null", "old"), row(86_400, "1", "open")];
+        let mut given = batch(&plan, rows.chain(others));
+        given.loaded_at += 10 - append;
+        assert!(sink.append(&given).await.iter().all(|outcome| *outcome == Outcome::Done));
+    }
+    let warehouse = Warehouse::open(folder.path(), &registry()).unwrap();
+    let count = async |condition: &str| {
+        number(&warehouse, &format!("SELECT count(*) FROM clickstream_events WHERE {condition}")).await
+    };
+    let shown = "SELECT event_id, city, fingerprint, loaded_at FROM v_clickstream_events ORDER BY event_id";
+    let text = async || format!("{:?}", warehouse.sql(shown).await.unwrap());
+    sink.settle().await;
+    assert_eq!(count("true").await, 39, "no partition is closed yet");
+    let before = text().await;
+
+    clock.set(clock.now() + DAY);
+    sink.settle().await;
+
+    // 10 of 30, 1 of 3 conflicts, 3 rows without a fingerprint, 3 of a partition that is open.
+    assert_eq!(count("true").await, 10 + 1 + 3 + 3);
+    assert_eq!(count("city LIKE 'Berlin%' AND city <> 'Berlin 2'").await, 0, "the first loaded stays");
+    assert_eq!(text().await, before);
+    let versions = || std::fs::read_dir(table(folder.path()).join("_delta_log")).unwrap().count();
+    let known = versions();
+    sink.settle().await;
+    drop(sink);
+    let sink = DeltaSink::open_with(folder.path(), clock.clone(), eager()).unwrap();
+    sink.ensure(&plan).await.unwrap();
+    sink.settle().await;
+    assert_eq!(versions(), known, "there is nothing more to remove");
+    // A late copy into the closed partition.
+    sink.append(&batch(&plan, [row(3, "1", "late")])).await;
+    clock.set(clock.now() + HOUR);
+    sink.settle().await;
+    assert_eq!(count("true").await, 17);
 }
 
 #[tokio::test]

@@ -95,6 +95,39 @@ async fn the_view_keeps_the_earliest_copy_of_a_row() {
 }
 
 #[tokio::test]
+async fn one_id_with_different_content_is_a_conflict_of_which_the_view_shows_the_first_received() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = DeltaSink::open(folder.path(), Clock::system()).unwrap();
+    let plan = plan("clickstream");
+    let event = |id: &str, day: u32, received: u32, city: &str, fingerprint: &str| {
+        format!(
+            r#"{{"event_id":"{id}","event_timestamp":"2026-10-{day}T00:00:00Z","received_at":"2026-10-20T00:00:0{received}Z","city":"{city}","fingerprint":{fingerprint}}}"#
+        )
+    };
+    // The second to arrive is loaded first, and comes again.
+    for rows in [
+        vec![event("a", 20, 2, "Roma", "2"), event("b", 20, 1, "Berlin", "1"), event("old", 20, 1, "Paris", "null")],
+        vec![event("a", 20, 2, "Roma", "2"), event("old", 20, 1, "Paris", "7")],
+        vec![event("a", 20, 1, "Berlin", "1"), event("a", 21, 2, "Paris", "3")],
+    ] {
+        sink.append(&batch(&plan, rows)).await;
+    }
+    let warehouse = Warehouse::open(folder.path(), &registry()).unwrap();
+    assert_eq!(number(&warehouse, "SELECT count(*) FROM clickstream_events").await, 7);
+    assert_eq!(number(&warehouse, "SELECT count(*) FROM v_clickstream_events").await, 4);
+    let first = "SELECT count(*) FROM v_clickstream_events WHERE event_id = 'a' AND city IN ('Berlin', 'Paris')";
+    assert_eq!(number(&warehouse, first).await, 2, "the first received at each time");
+    let conflicts = "SELECT count(*) FROM v_clickstream_events_conflicts WHERE event_id = 'a'";
+    assert_eq!(number(&warehouse, conflicts).await, 3);
+    assert_eq!(number(&warehouse, "SELECT count(*) FROM contextflow.v_clickstream_events_conflicts").await, 3);
+    let of_a_day =
+        "SELECT city FROM v_clickstream_events_conflicts WHERE event_timestamp < TIMESTAMP '2026-10-21T00:00:00Z'";
+    let plan = warehouse.sql(&format!("EXPLAIN ANALYZE {of_a_day}")).await.unwrap();
+    let plan = plan[0].column(1).as_string::<i32>().value(0).to_string();
+    assert!(plan.contains("count_files_scanned=3"), "{plan}");
+}
+
+#[tokio::test]
 async fn dead_letters_are_told_apart_by_their_own_identity() {
     let folder = tempfile::tempdir().unwrap();
     let sink = DeltaSink::open(folder.path(), Clock::system()).unwrap();
@@ -170,7 +203,7 @@ async fn only_questions_are_answered() {
 async fn errors_are_one_line_and_say_what_there_is() {
     let folder = tempfile::tempdir().unwrap();
     let warehouse = Warehouse::of([&plan("inventory")], &super::folder(folder.path())).unwrap();
-    let known = "backend_events.inventory, backend_events.v_inventory";
+    let known = "backend_events.inventory, backend_events.v_inventory, backend_events.v_inventory_conflicts";
     for (query, expected) in [
         ("SELECT * FROM clicks", format!("there is no table clicks; there are: {known}")),
         ("SELECT * FROM nowhere.orders", format!("there is no table nowhere.orders; there are: {known}")),
