@@ -10,7 +10,7 @@ use pipeline_tests::deployment::settings;
 use pipeline_tests::infra::{infra, read};
 
 /// What the scripts give by themselves, and what only a process on this machine is given.
-const NOT_GIVEN: [&str; 27] = [
+const NOT_GIVEN: &[&str] = &[
     "ARCHIVE_URI",
     "BIGQUERY_GRPC_ENDPOINT",
     "BIGQUERY_REST_ENDPOINT",
@@ -40,7 +40,7 @@ const NOT_GIVEN: [&str; 27] = [
     "WORKLOAD_IDENTITY_AUDIENCE",
 ];
 /// Set by the deployment of each service.
-const PUSH: [&str; 3] = ["PUSH_AUTH", "PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT"];
+const PUSH: &[&str] = &["PUSH_AUTH", "PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT"];
 /// Settings of the deployment that it also hands to a function.
 const HANDED_ON: [&str; 8] =
     ["BIGQUERY_LOCATION", "BRAKE_AT", "DAILY_LIMIT", "DETACH", "DETACH_AT", "MODE", "MONTHLY_LIMIT", "STOP_AT"];
@@ -113,9 +113,8 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_setting_that_a_function_reads_can_be_given() {
     let (root, listed) = (infra().join(".."), listed());
-    let known = |name: &str| {
-        listed.contains_key(name) || NOT_GIVEN.iter().chain(&PUSH).chain(&HANDED_ON).any(|one| *one == name)
-    };
+    let known =
+        |name: &str| listed.contains_key(name) || NOT_GIVEN.iter().chain(PUSH).chain(HANDED_ON).any(|one| *one == name);
     let functions = ["publisher", "enricher", "batcher", "kill-switch", "backfill"];
     let mut in_code = BTreeSet::new();
     for function in functions {
