@@ -42,8 +42,8 @@ const NOT_GIVEN: &[&str] = &[
 /// Set by the deployment of each service.
 const PUSH: &[&str] = &["PUSH_AUTH", "PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT"];
 /// Settings of the deployment that it also hands to a function.
-const HANDED_ON: [&str; 8] =
-    ["BIGQUERY_LOCATION", "BRAKE_AT", "DAILY_LIMIT", "DETACH", "DETACH_AT", "MODE", "MONTHLY_LIMIT", "STOP_AT"];
+const HANDED_ON: &[&str] =
+    &["BIGQUERY_LOCATION", "BRAKE_AT", "DAILY_LIMIT", "DETACH", "DETACH_AT", "MODE", "MONTHLY_LIMIT", "STOP_AT"];
 /// Of the runtime, of other programs, and texts that only look like a setting.
 const NO_SETTINGS: &[&str] = &[
     "ALIGN_SUM",
