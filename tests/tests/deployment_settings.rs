@@ -79,6 +79,7 @@ fn listed() -> BTreeMap<String, BTreeSet<String>> {
 
 /// The names of settings in the code below a folder, without its tests.
 fn names_in(folder: &Path) -> BTreeSet<String> {
+    let listed = listed();
     let is_name = |text: &&str| {
         text.starts_with(|first: char| first.is_ascii_uppercase())
             && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
@@ -92,7 +93,7 @@ fn names_in(folder: &Path) -> BTreeSet<String> {
         for pair in parts.windows(2) {
             let (before, literal) = (pair[0].trim_end(), &pair[1]);
             let is_asked = asks.iter().any(|ask| before.ends_with(&format!(".{ask}")));
-            if is_name(literal) && (is_asked || literal.contains('_')) {
+            if is_name(literal) && (is_asked || literal.contains('_') || listed.contains_key(*literal)) {
                 names.insert((*literal).to_string());
             }
         }
