@@ -19,7 +19,48 @@ setting() { # NAME PATTERN WHAT
     fi
 }
 
+# Of the deployment itself; the others are those of the functions.
+DEPLOYMENT_SETTINGS="GCP_PROJECT GCP_REGION BIGQUERY_LOCATION BILLING_ACCOUNT AWS_ACCOUNT PUBLISHER_REGIONS SITE_ORIGIN ALERT_EMAIL
+    MONTHLY_LIMIT DAILY_LIMIT BUDGET_CREDITS AWS_DAILY_LIMIT BRAKE_AT STOP_AT DETACH_AT DETACH MODE NO_EVENTS_MINUTES FLOOD_PER_MINUTE
+    LOOKER_REPORT_URL ROLE_PREFIX"
+
+# The names that the settings file gives a value to.
+names_given() {
+    comm -13 <(variables_after /dev/null) <(variables_after "$SETTINGS")
+}
+
+variables_after() { # FILE
+    env -i PATH="$PATH" bash -c '. "$1" >/dev/null; compgen -v' _ "$1" | sort
+}
+
+# A name that is misspelt would do nothing, and say nothing.
+check_names() {
+    local name known
+    known=$(printf '%s\n' $DEPLOYMENT_SETTINGS "${!FUNCTIONS_OF[@]}")
+    for name in $(names_given); do
+        grep -qxF "$name" <<<"$known" ||
+            problem "$SETTINGS: $name: there is no such setting; infra/settings.example.env and infra/function-settings.sh have them all"
+    done
+}
+
+# What a function refuses is best said before it is deployed.
+check_function_settings() {
+    local name LC_ALL=C
+    for name in "${!FUNCTIONS_OF[@]}"; do
+        [ -n "${!name:-}" ] || continue
+        case $name in
+            *_MS | *_BYTES | *_ROWS | *_IDS | *_IN_FLIGHT | *_REQUESTS) setting "$name" '[0-9]+' "a whole number" ;;
+            DETACH_AFTER) setting "$name" '[0-9]+(h|m)' "hours or minutes: 6h, 90m" ;;
+            IP_ANONYMISE) setting "$name" 'off|truncate|drop' "off, truncate or drop" ;;
+            SYNTHETIC_EVENTS) setting "$name" 'on|off' "on or off" ;;
+            *) setting "$name" '[^|"\\[:cntrl:]]+' "a text without | \" \\" ;;
+        esac
+    done
+}
+
 check_settings() {
+    check_names
+    check_function_settings
     local money='0*[1-9][0-9]* [A-Z]{3}' percent='[1-9][0-9]{0,2}|1000'
     setting GCP_PROJECT '[a-z][-a-z0-9]{4,28}[a-z0-9]' "a project id"
     setting GCP_REGION '[a-z]+-[a-z]+[0-9]+' "a region, such as europe-west1"
@@ -34,6 +75,8 @@ check_settings() {
     setting BRAKE_AT "$percent" "percent, 1 to 1000"
     setting STOP_AT "$percent" "percent, 1 to 1000"
     setting DETACH_AT "$percent" "percent, 1 to 1000"
+    [ -z "${DETACH:-}" ] || setting DETACH 'never|monthly' "never or monthly"
+    [ -z "${BUDGET_CREDITS:-}" ] || setting BUDGET_CREDITS 'exclude|include' "exclude or include"
     setting NO_EVENTS_MINUTES '[1-9][0-9]*' "minutes"
     setting FLOOD_PER_MINUTE '[1-9][0-9]*' "events a minute"
     [ -z "${SITE_ORIGIN:-}" ] || setting SITE_ORIGIN 'https?://[^/ ]+' "an origin: https://www.example.com, without a path"
@@ -142,11 +185,16 @@ said() { # FILE
     sed -n '/./{s/.*/ (&)/p;q}' "$1"
 }
 
+# The project's account, and that its currency is the limits': a budget in another one could not be made, and its notices would count
+# for nothing.
 check_billing() { # FILE
-    local there
+    local there currency=${MONTHLY_LIMIT#* }
     there=$(gcloud billing projects describe "$GCP_PROJECT" --format='value(billingAccountName)' 2>"$1") || true
     [ "$there" = "billingAccounts/$BILLING_ACCOUNT" ] ||
         problem "the bills of $GCP_PROJECT do not go to $BILLING_ACCOUNT: gcloud billing projects link $GCP_PROJECT --billing-account=$BILLING_ACCOUNT (if the kill-switch has detached it, look at the cost first, and run contextflow release afterwards)$(said "$1")"
+    there=$(gcloud billing accounts describe "$BILLING_ACCOUNT" --format='value(currencyCode)' 2>"$1") || true
+    [ "$there" = "$currency" ] ||
+        problem "MONTHLY_LIMIT and DAILY_LIMIT are in $currency, and the billing account $BILLING_ACCOUNT is in ${there:-a currency that gcloud does not tell}; give both in its own$(said "$1")"
 }
 
 # A pipeline that the kill-switch has stopped is started again by whoever decides so, not by the next deployment.

@@ -58,12 +58,41 @@ project_number() {
     fi
 }
 
-# Once: what deploy.sh has asked for stays.
+# shellcheck source-path=SCRIPTDIR source=function-settings.sh
+. "$ROOT/infra/function-settings.sh"
+
+# What a function is given of the settings file, as lines NAME=VALUE.
+settings_of() { # FUNCTION
+    local name value
+    while IFS='=' read -r name value; do
+        [[ -z $name || " ${FUNCTIONS_OF[$name]} " != *" $1 "* ]] || printf '%s=%s\n' "$name" "$value"
+    done <<<"$FUNCTION_SETTINGS"
+}
+
+# One setting of functions.
+value_of() { # NAME
+    sed -n "s/^$1=//p" <<<"$FUNCTION_SETTINGS"
+}
+
+# Those that are given, as lines. What a deployed function gets by itself stands here.
+function_settings() {
+    local name
+    : "${IP_ANONYMISE:=truncate}" "${GEO_URI:=gs://${GCP_PROJECT:-}-contextflow/enrichment/geo_lookup.csv}"
+    for name in "${!FUNCTIONS_OF[@]}"; do
+        [ -z "${!name:-}" ] || printf '%s=%s\n' "$name" "${!name}"
+    done | sort
+}
+
+# Once: what deploy.sh has asked for stays. What this shell has set for a function that runs here is no setting of a
+# deployment, and no tool of a deployment reads those of the functions.
 if [ "${SETTINGS_READ:-}" != "$SETTINGS" ]; then
     [ -r "$SETTINGS" ] || die "$SETTINGS: no settings there; copy infra/settings.example.env to infra/settings.env and fill it in"
+    unset "${!FUNCTIONS_OF[@]}"
     set -a
     # shellcheck disable=SC1090 # the user's file
     . "$SETTINGS"
     SETTINGS_READ=$SETTINGS
+    FUNCTION_SETTINGS=$(function_settings)
     set +a
+    export -n "${!FUNCTIONS_OF[@]}"
 fi

@@ -15,8 +15,7 @@ ROUTES=("POST /publish" "GET /health")
 up() {
     local region
     throttle
-    say "AWS_DAILY_LIMIT=\"$AWS_DAILY_LIMIT\" pays, at $PER_MILLION USD a million requests of one event, for $RATE requests a second in each region and $BURST at once"
-    say "a day of requests of the largest size, 1 MiB, would cost up to $LARGEST USD at that rate: what tells of it is the budget"
+    say "AWS_DAILY_LIMIT=\"$AWS_DAILY_LIMIT\" pays, on both clouds, for $RATE requests a second in each region and $BURST at once, each of at most $EVENTS events and $BODY_BYTES bytes"
     for region in $PUBLISHER_REGIONS; do
         up_in "$region"
     done
@@ -88,7 +87,7 @@ stage() { # REGION API
         say "HTTP API $PUBLISHER in $1: its stage"
         run aws --region "$1" apigatewayv2 create-stage --api-id "$2" --stage-name "\$default" --auto-deploy \
             --default-route-settings "$throttle" >/dev/null
-    elif [ "$(awk '{ printf "%.2f %d", $1, $2 }' <<<"$there")" = "$RATE $BURST" ]; then
+    elif [ "$(awk '{ printf "%.4f %d", $1, $2 }' <<<"$there")" = "$RATE $BURST" ]; then
         unchanged "its throttle"
     else
         say "HTTP API $PUBLISHER in $1: throttle it"

@@ -28,7 +28,7 @@ package() { # FOLDER
 }
 
 up() {
-    local region folder number audience variables logging wanted code there
+    local region folder number audience variables environment logging wanted code there
     throttle
     folder=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder of this run
@@ -39,23 +39,29 @@ up() {
 
     number=$(project_number)
     audience=//iam.googleapis.com/projects/$number/locations/global/workloadIdentityPools/contextflow/providers/aws
-    variables=GOOGLE_CLOUD_PROJECT=$GCP_PROJECT
-    variables+=,RAW_TOPIC=clickstream-raw-topic
-    variables+=,WORKLOAD_IDENTITY_AUDIENCE=$audience
-    variables+=,IMPERSONATE_SERVICE_ACCOUNT=contextflow-publisher@$GCP_PROJECT.iam.gserviceaccount.com
+    variables=$({
+        echo "GOOGLE_CLOUD_PROJECT=$GCP_PROJECT"
+        echo RAW_TOPIC=clickstream-raw-topic
+        echo "WORKLOAD_IDENTITY_AUDIENCE=$audience"
+        echo "IMPERSONATE_SERVICE_ACCOUNT=contextflow-publisher@$GCP_PROJECT.iam.gserviceaccount.com"
+        echo "MAX_BODY_BYTES=$BODY_BYTES"
+        echo "MAX_REQUEST_EVENTS=$EVENTS"
+        settings_of publisher
+    } | LC_ALL=C sort)
+    # No value has a quote or a backslash.
+    environment=$(sed 's/\([^=]*\)=\(.*\)/"\1":"\2"/' <<<"$variables" | paste -sd ,)
     # Without the three lines that Lambda would write for every request.
     logging=LogFormat=JSON,ApplicationLogLevel=INFO,SystemLogLevel=WARN,LogGroup=$LOG_GROUP
     settings=(--runtime provided.al2023 --handler bootstrap --memory-size "$MEMORY_MB" --timeout 15 --role "$ROLE_ARN"
-        --environment "Variables={$variables}" --logging-config "$logging")
-    wanted=$(printf '%s\t' provided.al2023 bootstrap "$MEMORY_MB" 15 "$ROLE_ARN" JSON INFO WARN "$LOG_GROUP" \
-        "$GCP_PROJECT" clickstream-raw-topic "$audience" "contextflow-publisher@$GCP_PROJECT.iam.gserviceaccount.com")
+        --environment "{\"Variables\":{$environment}}" --logging-config "$logging")
+    wanted=$(printf '%s\t' provided.al2023 bootstrap "$MEMORY_MB" 15 "$ROLE_ARN" JSON INFO WARN "$LOG_GROUP")$variables
 
     for region in $PUBLISHER_REGIONS; do
         there=$(configuration "$region" CodeSha256)
         if [ -z "$there" ]; then
             create "$region" "$folder"
         else
-            update "$region" "$folder" "$there" "$code" "${wanted%$'\t'}"
+            update "$region" "$folder" "$there" "$code" "$wanted"
         fi
         reserve "$region"
     done
@@ -92,7 +98,7 @@ once_the_role_is_known() {
 }
 
 update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION
-    local there
+    local there variables
     if [ "$3" = "$4" ]; then
         unchanged "code of $PUBLISHER in $1"
     else
@@ -102,10 +108,10 @@ update() { # REGION FOLDER CODE-THERE CODE CONFIGURATION
         run aws --region "$1" lambda wait function-updated-v2 --function-name "$PUBLISHER"
     fi
     there=$(configuration "$1" "[Runtime, Handler, MemorySize, Timeout, Role, LoggingConfig.LogFormat,
-        LoggingConfig.ApplicationLogLevel, LoggingConfig.SystemLogLevel, LoggingConfig.LogGroup,
-        Environment.Variables.GOOGLE_CLOUD_PROJECT, Environment.Variables.RAW_TOPIC,
-        Environment.Variables.WORKLOAD_IDENTITY_AUDIENCE, Environment.Variables.IMPERSONATE_SERVICE_ACCOUNT]")
-    if [ "$there" = "$5" ]; then
+        LoggingConfig.ApplicationLogLevel, LoggingConfig.SystemLogLevel, LoggingConfig.LogGroup]")
+    variables=$(ask aws --region "$1" lambda get-function-configuration --function-name "$PUBLISHER" --query Environment.Variables \
+        --output json | sed -n 's/^ *"\([^"]*\)": "\(.*\)",\{0,1\}$/\1=\2/p' | LC_ALL=C sort)
+    if [ "$there"$'\t'"$variables" = "$5" ]; then
         unchanged "settings of $PUBLISHER in $1"
     else
         say "function $PUBLISHER in $1: give it the new settings"

@@ -1,7 +1,11 @@
 # shellcheck shell=bash
-# How many requests AWS_DAILY_LIMIT pays for: RATE and BURST of the API in each region, and CONCURRENCY of the function.
-# Sourced. The prices are those of infra/prices.json (us-east-1; some regions take up to a fifth more); what a request
-# takes is assumed with caution. AWS calls a throttle best effort: for a moment more may pass.
+# What AWS_DAILY_LIMIT pays for on both clouds, whoever sends: RATE and BURST of the API in each region, CONCURRENCY of the function,
+# and of a request at most EVENTS and BODY_BYTES. Sourced.
+#
+# `requests.tsv` has the dearest request within each bound, from infra/prices.json: what it costs alone, and what it costs of what
+# requests share, an instance and objects of the archive, with what those cost a second at most. A second of requests costs at most
+# `rate * usd + min(rate * shared_usd, shared_usd_a_second)`. The largest bound is taken with which the limit pays for
+# `least_rate` requests a second in each region. AWS calls a throttle best effort: for a moment more may pass.
 #
 # The rate bounds the bill. The burst is what comes at once after a pause, as from pages that send again what they have kept; the
 # function may run as often at the same time, or it would refuse what the API lets in.
@@ -13,24 +17,23 @@ throttle() {
     read -r limit currency <<<"$AWS_DAILY_LIMIT"
     regions=$(wc -w <<<"$PUBLISHER_REGIONS")
     [ "$currency" = USD ] || die "AWS_DAILY_LIMIT=\"$AWS_DAILY_LIMIT\": AWS bills in USD; give it as \"5 USD\""
-    numbers=$(awk -v limit="$limit" -v regions="$regions" -v memory="$MEMORY_MB" '
-        function dollars(bytes, units) {          # a million requests of that size
-            api = 1.00 * units                    # HTTP API, a unit of 512 KiB
-            request = 0.20                        # Lambda, a request
-            duration = memory / 1024 * 0.2 * 13.3334 # Lambda on arm64, a GB-second; 0.2 s: a publish to the other cloud and back
-            logs = 300 / 1000 * 0.50              # CloudWatch, a GB; 300 bytes: one line, as a failing request writes
-            egress = (3000 + bytes) / 1000 * 0.09 # to the internet, a GB; 3,000 bytes: handshake share, headers and the answer
-            return api + request + duration + logs + egress
-        }
+    numbers=$(awk -v limit="$limit" -v regions="$regions" '
         function at_most(most, value) { return value < most ? value : most }
-        BEGIN {
-            price = dollars(1000, 1)              # a request of one event
-            requests = limit / price * 1e6 / regions
-            rate = requests / (86400 + 10)        # the bucket is spent once more than it is refilled in a day
-            rate = at_most(10000, rate)           # more is no account given unasked, nor a larger burst
+        /^#/ { next }
+        {
+            second = limit / (86400 + 10)         # the bucket is spent once more than it is refilled in a day
+            shared = (second - $5) / $3
+            alone = second / ($3 + $4)
+            rate = (shared > alone ? shared : alone) / regions
+            events = $1
+            body = $2
+            if (rate >= $6) exit
+        }
+        END {
+            rate = int(at_most(10000, rate) * 10000) / 10000 # more is no account given unasked, nor a larger burst
             burst = at_most(5000, int(rate * 10 + 1)) # what ten seconds bring may come at once
-            printf "%.2f %d %.2f %.0f\n", rate, burst, price, limit / price * dollars(1048576, 2)
-        }')
-    read -r RATE BURST PER_MILLION LARGEST <<<"$numbers"
+            printf "%.4f %d %d %d\n", rate, burst, events, body
+        }' "$ROOT/infra/aws/requests.tsv")
+    read -r RATE BURST EVENTS BODY_BYTES <<<"$numbers"
     CONCURRENCY=$BURST
 }

@@ -14,7 +14,8 @@ up() {
     local there deployed folder
     build backfill
     set -- --service-account="$(account backfill)" --cpu=1 --memory=1Gi --tasks=1 --max-retries=0 --task-timeout=24h \
-        --set-env-vars="GOOGLE_CLOUD_PROJECT=$GCP_PROJECT,BIGQUERY_LOCATION=$BIGQUERY_LOCATION,ARCHIVE_URI=gs://$EVENTS_BUCKET/archive,GEO_URI=gs://$OWN_BUCKET/enrichment/geo_lookup.csv,DEAD_LETTERS_URI=gs://$OWN_BUCKET/backfill/dead-letters,STATE_URI=gs://$OWN_BUCKET/backfill/state"
+        --set-env-vars="$(environment backfill "BIGQUERY_LOCATION=$BIGQUERY_LOCATION" "ARCHIVE_URI=gs://$EVENTS_BUCKET/archive" \
+            "DEAD_LETTERS_URI=gs://$OWN_BUCKET/backfill/dead-letters" "STATE_URI=gs://$OWN_BUCKET/backfill/state")"
     deployed=$(printf '%s\n' "$@" "$(code backfill)" | digest)
     there=$(look run jobs describe backfill --region="$GCP_REGION" --format='value(metadata.labels.deployed)')
     if [ "$there" = "$deployed" ]; then

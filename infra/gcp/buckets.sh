@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The two buckets: of the events (archive and dead letters), and our own (lookup table, records of kill-switch and backfill,
 # what images are built from). Neither can be public. Events move to colder classes after 30, 90 and 365 days and are deleted after
-# 3 years; dead letters stay at hand for 180 days and are deleted after 5 years: `lifecycle-events.json`.
+# 3 years; dead letters stay at hand for 180 days and are deleted after 5 years; what marks an id as seen is deleted after 7 days:
+# `lifecycle-events.json`.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -65,14 +66,26 @@ geo() {
 # Roles on objects of a name. Who may not list a bucket is told "forbidden" of an object that is not there; so whose work
 # begins with an object that is not there yet may also list the names.
 access() { # grant|revoke
-    local own=projects/_/buckets/$OWN_BUCKET events=projects/_/buckets/$EVENTS_BUCKET
-    "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$own/objects/enrichment/geo_lookup.csv\"" storage buckets @ "gs://$OWN_BUCKET"
-    "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$own/objects/enrichment/geo_lookup.csv\"" storage buckets @ "gs://$OWN_BUCKET"
+    local own=projects/_/buckets/$OWN_BUCKET events=projects/_/buckets/$EVENTS_BUCKET geo schemas name
+    geo=$(object_at "$(value_of GEO_URI)")
+    "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
+    "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
+    schemas=$(object_at "$(value_of SCHEMAS_URI)")
+    for name in ${schemas:+publisher enricher batcher backfill}; do
+        "$1" "$(member "$name")" roles/storage.objectViewer "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/${schemas%/}/\")" storage buckets @ "gs://$OWN_BUCKET"
+    done
+    "$1" "$(member enricher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/dead-letter/raw/\")" storage buckets @ "gs://$EVENTS_BUCKET"
+    "$1" "$(member enricher)" roles/storage.objectUser "resource.name == \"$events\" || resource.name.startsWith(\"$events/objects/archive/first-seen/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member batcher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member kill-switch)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/kill-switch/\")" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectUser "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/backfill/\")" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$events\" || resource.name.startsWith(\"$events/objects/archive/\")" storage buckets @ "gs://$EVENTS_BUCKET"
     "$1" "$(member build)" roles/storage.objectViewer "resource.name.startsWith(\"$own/objects/builds/\")" storage buckets @ "gs://$OWN_BUCKET"
+}
+
+# The name of what lies in our own bucket; of what lies elsewhere nothing, and whose bucket it is gives the right to it.
+object_at() { # URI
+    [[ $1 != "gs://$OWN_BUCKET/"* ]] || echo "${1#"gs://$OWN_BUCKET/"}"
 }
 
 down() {

@@ -15,14 +15,16 @@ budgets() {
 }
 
 up() {
-    local id there amount currency percent wanted counts rules=() shares=
+    local id there amount currency percent wanted credits counts rules=() shares=
     read -r amount currency <<<"$MONTHLY_LIMIT"
     for percent in $(printf '%s\n' 50 "$BRAKE_AT" "$STOP_AT" "$DETACH_AT" | sort -nu); do
         percent=$(awk "BEGIN { print $percent / 100 }")
         shares+=${shares:+;}$percent
         rules+=("percent=$percent")
     done
-    counts=(--filter-projects="projects/$GCP_PROJECT" --calendar-period=month)
+    # A credit would hide what is spent until it is used up, and then all of it is seen at once.
+    credits=${BUDGET_CREDITS:-exclude}-all-credits
+    counts=(--filter-projects="projects/$GCP_PROJECT" --calendar-period=month --credit-types-treatment="$credits")
     id=$(budget_id)
     if [ -z "$id" ] || [ -n "$DRY_RUN" ]; then
         say "budget $BUDGET: make it"
@@ -36,8 +38,9 @@ up() {
         thresholdRules.thresholdPercent.list(separator=";"),
         notificationsRule.pubsubTopic,
         budgetFilter.calendarPeriod,
+        budgetFilter.creditTypesTreatment,
         budgetFilter.projects.list())' | sed 's/\.0\([;|]\)/\1/g')
-    wanted="$amount|$currency|$shares|$TOPIC|MONTH"
+    wanted="$amount|$currency|$shares|$TOPIC|MONTH|$(tr 'a-z-' 'A-Z_' <<<"$credits")"
     # Google tells the project by its number.
     if [ "$there" = "$wanted|projects/$GCP_PROJECT" ] || [ "$there" = "$wanted|projects/$(project_number)" ]; then
         unchanged "budget $BUDGET"

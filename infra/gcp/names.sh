@@ -143,6 +143,15 @@ folder_for() { # CONCERN
     echo "$FILES/$1"
 }
 
+# All that a function is set by, as gcloud takes it: what the scripts know, then what the settings file gives.
+environment() { # FUNCTION VARIABLE=VALUE...
+    local given
+    given=$(settings_of "$1" | paste -sd '|')
+    shift
+    printf '^|^GOOGLE_CLOUD_PROJECT=%s' "$GCP_PROJECT"
+    printf '|%s' "$@" ${given:+"$given"}
+}
+
 # The budget's id, which Google chose. It is known by its name, which bears the project's.
 budget_id() {
     local name

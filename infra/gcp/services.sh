@@ -26,7 +26,7 @@ up() {
     fi
 
     service enricher --concurrency=1000 --max-instances=10 --memory=512Mi \
-        --set-env-vars="$(variables enricher "GEO_URI=gs://$OWN_BUCKET/enrichment/geo_lookup.csv")"
+        --set-env-vars="$(variables enricher "ARCHIVE_URI=gs://$EVENTS_BUCKET/archive")"
     service batcher --concurrency=1000 --max-instances=10 --memory=512Mi \
         --set-env-vars="$(variables batcher "ARCHIVE_URI=gs://$EVENTS_BUCKET/archive")"
     budget=$(budget_id)
@@ -34,23 +34,30 @@ up() {
     service kill-switch --concurrency=10 --max-instances=1 --memory=256Mi \
         --set-env-vars="$(variables kill-switch "MODE=$MODE" "BILLING_ACCOUNT_ID=$BILLING_ACCOUNT" "BUDGET_ID=$budget" \
             "MONTHLY_LIMIT=$MONTHLY_LIMIT" "DAILY_LIMIT=$DAILY_LIMIT" "BRAKE_AT=$BRAKE_AT" "STOP_AT=$STOP_AT" "DETACH_AT=$DETACH_AT" \
+            "DETACH=${DETACH:-never}" \
             "PUBLISHER_MEMBER=$(member publisher)" "STATE_URI=gs://$OWN_BUCKET/kill-switch")"
 
     access grant
 }
 
-# The kill-switch takes the project from its billing account, and reads whether it has one. It alone has such a role.
+# The kill-switch takes the project from its billing account where DETACH lets it, and reads whether it has one. It alone has such roles.
 access() { # grant|revoke
-    "$1" "$(member kill-switch)" roles/billing.projectManager "" projects @ "$GCP_PROJECT"
-    "$1" "$(member kill-switch)" roles/browser "" projects @ "$GCP_PROJECT"
+    local group=(projects) named=("$GCP_PROJECT") role there
+    for role in roles/billing.projectManager roles/browser; do
+        there=$(held "$(member kill-switch)" "$role" "")
+        if [ "$1" = revoke ] || [ "${DETACH:-never}" = monthly ]; then
+            "$1" "$(member kill-switch)" "$role" "" projects @ "$GCP_PROJECT"
+        elif [ -n "$there" ]; then
+            revoke "$(member kill-switch)" "$role" "" projects @ "$GCP_PROJECT"
+        fi
+    done
 }
 
 # Cloud Run's front door checks the push token (PUSH_AUTH=iam) and that it was made for this service, by its address.
 variables() { # NAME VARIABLE=VALUE...
-    local all=GOOGLE_CLOUD_PROJECT=$GCP_PROJECT
-    all+=,PUSH_AUTH=iam,PUSH_AUDIENCE=$(audience "$1"),PUSH_SERVICE_ACCOUNT=$(account push)
+    local name=$1
     shift
-    printf '%s' "$all" "${@/#/,}"
+    environment "$name" PUSH_AUTH=iam "PUSH_AUDIENCE=$(audience "$name")" "PUSH_SERVICE_ACCOUNT=$(account push)" "$@"
 }
 
 service() { # NAME FLAGS...

@@ -124,6 +124,11 @@ impl Splice {
         Self { line, is_empty }
     }
 
+    /// Whether the object has no member.
+    pub fn is_empty(&self) -> bool {
+        self.is_empty
+    }
+
     /// Adds a member of text.
     pub fn add(&mut self, key: &str, value: &str) {
         if !self.is_empty {

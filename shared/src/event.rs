@@ -1,6 +1,7 @@
 //! What an event is called and what it is: its identity, its type and the fingerprint of its content.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use crate::clock::{Micros, SECOND};
 use crate::decode::json::{JsonError, Next, Scanner};
 use crate::encode;
 use crate::row::{Row, Value};
-use crate::schema::{Plan, Registry};
+use crate::schema::{DEFAULT_TYPE, Plan, Registry};
 
 /// The rule for an `event_id`, in words.
 pub const EVENT_ID_FORM: &str = "an event_id has 1 to 64 characters of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`";
@@ -99,41 +100,62 @@ pub fn is_event_type(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// The text of a top-level member of a JSON object, the last one if there are several; `None` where it is absent or
-/// no string. `names` are the spellings of the key.
-pub fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<Option<Cow<'a, str>>, JsonError> {
+/// The value of a top-level member of a JSON object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Member<'a> {
+    /// Not there, or `null`.
+    Absent,
+    /// A string.
+    Text(Cow<'a, str>),
+    /// Anything else, or a string that is not Unicode.
+    Other,
+}
+
+/// Finds a top-level member of a JSON object, the last one if there are several. `names` are the spellings of the key.
+pub fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<Member<'a>, JsonError> {
     let mut scanner = Scanner::new(object);
     if scanner.next_kind()? != Next::Object {
-        return Ok(None);
+        return Ok(Member::Absent);
     }
     scanner.open()?;
-    let mut found = None;
+    let mut found = Member::Absent;
     let mut first = true;
     while let Some(key) = scanner.key(first)? {
         first = false;
-        let wanted = key.text().is_some_and(|key| names.contains(&key.as_ref()));
-        if wanted {
-            found = if scanner.next_kind()? == Next::String {
-                scanner.string()?.text()
-            } else {
+        let is_it = key.text().is_some_and(|key| names.contains(&key.as_ref()));
+        match scanner.next_kind()? {
+            Next::String if is_it => found = scanner.string()?.text().map_or(Member::Other, Member::Text),
+            kind => {
                 scanner.skip()?;
-                None
-            };
-        } else {
-            scanner.skip()?;
+                if is_it {
+                    found = if kind == Next::Null { Member::Absent } else { Member::Other };
+                }
+            }
         }
     }
     Ok(found)
 }
 
-/// The type of an event whose message names none: a body field `event_type` that names a streaming schema, else
-/// [`crate::schema::DEFAULT_TYPE`].
-pub fn type_in_body<'r>(registry: &'r Registry, line: &[u8]) -> &'r str {
-    std::str::from_utf8(line)
-        .ok()
-        .and_then(|text| member(text, ["event_type", "eventType"]).ok().flatten())
-        .and_then(|name| registry.streaming(&name))
-        .map_or(crate::schema::DEFAULT_TYPE, |plan| &plan.event_type)
+/// The type of an event whose message names none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BodyType<'r> {
+    /// That of a schema: of the member `event_type`, or [`DEFAULT_TYPE`] where there is none.
+    Known(&'r Arc<Plan>),
+    /// The member names no schema. The name as it is written, if it could be one's at all.
+    Unknown(Option<String>),
+}
+
+/// Reads the type of an event from its body. A text that is no JSON object is of the default type, whose decoder says
+/// what is wrong with it.
+pub fn type_in_body<'r>(registry: &'r Registry, line: &[u8]) -> BodyType<'r> {
+    let text = std::str::from_utf8(line).unwrap_or_default();
+    let name = match member(text, ["event_type", "eventType"]).unwrap_or(Member::Absent) {
+        Member::Absent => Cow::Borrowed(DEFAULT_TYPE),
+        Member::Text(name) => name,
+        Member::Other => return BodyType::Unknown(None),
+    };
+    let unknown = || BodyType::Unknown(is_event_type(&name).then(|| name.to_string()));
+    registry.get(&name).map_or_else(unknown, BodyType::Known)
 }
 
 #[cfg(test)]
@@ -207,14 +229,23 @@ mod tests {
     }
 
     #[test]
-    fn the_body_names_only_streaming_types() {
+    fn the_body_names_a_type_or_an_unknown_one() {
         let registry = Registry::built_in().unwrap();
-        let kind = |line: &str| type_in_body(&registry, line.as_bytes()).to_string();
+        let kind = |line: &str| match type_in_body(&registry, line.as_bytes()) {
+            BodyType::Known(plan) => plan.event_type.clone(),
+            BodyType::Unknown(name) => format!("unknown {name:?}"),
+        };
         assert_eq!(kind(r#"{"event_type":"order"}"#), "order");
         assert_eq!(kind(r#"{"eventType":"order"}"#), "order");
-        assert_eq!(kind(r#"{"event_type":"dead_letter"}"#), "clickstream");
-        assert_eq!(kind(r#"{"event_type":"../x"}"#), "clickstream");
-        assert_eq!(kind("{}"), "clickstream");
-        assert_eq!(kind("{"), "clickstream");
+        assert_eq!(kind(r#"{"event_type":"dead_letter"}"#), "dead_letter");
+        for default in ["{}", "{", "[]", "\u{fffd}", r#"{"event_type":null}"#] {
+            assert_eq!(kind(default), "clickstream", "{default}");
+        }
+        assert_eq!(kind(r#"{"event_type":"ordr"}"#), r#"unknown Some("ordr")"#);
+        for nameless in
+            [r#"{"event_type":"../x"}"#, r#"{"event_type":""}"#, r#"{"event_type":5}"#, r#"{"event_type":"\ud800"}"#]
+        {
+            assert_eq!(kind(nameless), "unknown None", "{nameless}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! last one is old enough.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::local::LocalHistogram;
@@ -17,6 +17,10 @@ use crate::clock::{Clock, Micros, SECOND};
 
 /// How old the last line is when the next is written.
 const REPORT_EVERY: Micros = 60 * SECOND;
+/// How old the last line about something is when the next is written; see [`Metrics::sample`].
+const SAMPLE_EVERY: Micros = 60 * SECOND;
+/// How many things are sampled each for itself; further ones share a sample.
+const MAX_SAMPLED: usize = 64;
 
 /// Milliseconds, from a window to a budget.
 const MILLIS: &[f64] = &[
@@ -31,6 +35,7 @@ pub struct Metrics {
     registry: Registry,
     clock: Clock,
     reported: Mutex<Reported>,
+    sampled: Mutex<BTreeMap<String, Sample>>,
     /// Events or rows that came in.
     pub received: IntCounter,
     /// Events or rows that are where they belong: in the next topic, in the table.
@@ -65,6 +70,13 @@ impl ReceivedToLoaded {
         #[expect(clippy::cast_precision_loss, reason = "a time between two points of it")]
         self.millis.observe((self.loaded_at - received_at) as f64 / 1_000.0);
     }
+}
+
+/// Occurrences of something since its last line in the log.
+#[derive(Default)]
+struct Sample {
+    logged_at: Option<Micros>,
+    count: u64,
 }
 
 #[derive(Default)]
@@ -121,6 +133,7 @@ impl Metrics {
             refused: by_reason("refused", "Budget notices refused by reason"),
             clock,
             reported: Mutex::default(),
+            sampled: Mutex::default(),
             registry,
         }
     }
@@ -145,6 +158,21 @@ impl Metrics {
     /// Notes rows that can be queried since `loaded_at`.
     pub fn received_to_loaded(&self, loaded_at: Micros) -> ReceivedToLoaded {
         ReceivedToLoaded { millis: self.received_to_loaded_millis.local(), loaded_at }
+    }
+
+    /// Counts an occurrence of what is logged at most once a minute, so that no sender fills the log. `Some` where a line
+    /// is due: the occurrences since the last one.
+    pub fn sample(&self, key: &str) -> Option<u64> {
+        let now = self.clock.now();
+        let mut sampled = self.sampled.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = if sampled.len() < MAX_SAMPLED || sampled.contains_key(key) { key } else { "" };
+        let sample = sampled.entry(key.to_string()).or_default();
+        sample.count += 1;
+        let is_due = sample.logged_at.is_none_or(|at| now - at >= SAMPLE_EVERY);
+        is_due.then(|| {
+            sample.logged_at = Some(now);
+            std::mem::take(&mut sample.count)
+        })
     }
 
     /// All of it as Prometheus text, since the start of the process.
@@ -258,6 +286,19 @@ mod tests {
         assert_eq!(first, expected);
         assert_eq!(second, json!({"received": 1, "append_millis": {"count": 1, "p50": 1000.0, "p99": 1000.0}}));
         assert!(metrics.since(&mut reported).is_empty());
+    }
+
+    #[test]
+    fn what_occurs_often_is_logged_once_a_minute_with_its_count() {
+        let clock = Clock::manual(0);
+        let metrics = Metrics::new(clock.clone());
+        let samples = |key: &str| (0..3).map(|_| metrics.sample(key)).collect::<Vec<_>>();
+        assert_eq!(samples("bad_json"), [Some(1), None, None]);
+        assert_eq!(samples("wrong_type"), [Some(1), None, None]);
+        clock.set(SAMPLE_EVERY);
+        assert_eq!(samples("bad_json"), [Some(3), None, None]);
+        (0..100).for_each(|key| _ = metrics.sample(&key.to_string()));
+        assert_eq!(metrics.sampled.lock().unwrap().len(), MAX_SAMPLED + 1);
     }
 
     #[test]

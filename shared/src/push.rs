@@ -1,6 +1,5 @@
 //! The wrapped push of Pub/Sub: `{"subscription", "message": {"data", "attributes", "messageId", "publishTime"}}`.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -41,25 +40,39 @@ impl From<Result<(), String>> for Answer {
     }
 }
 
-tokio::task_local! {
-    /// What the push that the task answers may hold.
-    static HELD: Arc<dyn Any + Send + Sync>;
+/// The memory that a push may use, out of a budget that all pushes share.
+pub trait MemoryPermit: Send + Sync {
+    /// Grows the permit to `bytes`. `false` where the budget has no room for that now; the permit stays as it was.
+    fn grow_to(&self, bytes: usize) -> bool;
 }
 
-/// Whatever [`answer`] does within `work` keeps `held` until it has come to its end, also where nobody waits for it any more.
-pub async fn holding<T>(held: Arc<dyn Any + Send + Sync>, work: impl Future<Output = T>) -> T {
-    HELD.scope(held, work).await
+tokio::task_local! {
+    /// The permit of the push that the task answers.
+    static PERMIT: Arc<dyn MemoryPermit>;
+}
+
+/// Keeps `permit` alive until the work started by [`answer`] within `work` finishes, even if the client disconnects.
+pub async fn with_permit<T>(permit: Arc<dyn MemoryPermit>, work: impl Future<Output = T>) -> T {
+    PERMIT.scope(permit, work).await
+}
+
+/// Claims the memory that a push takes now that it is decoded, `bytes` in all. A body that was let in by its size may
+/// have become many times larger; where there is no room for that, it has to be delivered again.
+pub fn claim_memory(bytes: usize) -> Result<(), String> {
+    let granted = PERMIT.try_with(|permit| permit.grow_to(bytes)).unwrap_or(true);
+    if granted { Ok(()) } else { Err("no memory for what the push decodes to".into()) }
 }
 
 /// Handles a push and answers with its HTTP status: 204, or 503 where it is to be delivered again.
 ///
 /// A client that goes away leaves no work half done.
 pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Send + 'static) -> StatusCode {
-    let held = HELD.try_with(Arc::clone).ok();
+    let permit = PERMIT.try_with(Arc::clone).ok();
     let handle = async move {
-        let answer = handle.await;
-        drop(held);
-        answer
+        match permit {
+            Some(permit) => with_permit(permit, handle).await,
+            None => handle.await,
+        }
     };
     let handle = AssertUnwindSafe(traced(current_trace(), handle)).catch_unwind();
     let answer = ToItsEnd(Some(Box::pin(handle))).await;
@@ -67,7 +80,9 @@ pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Se
     match answer {
         Ok(Answer::Settled) => StatusCode::NO_CONTENT,
         Ok(Answer::TryAgain(reason)) => {
-            tracing::warn!(reason, "push to be delivered again");
+            if let Some(count) = metrics.sample(&reason) {
+                tracing::warn!(reason, count, "push to be delivered again");
+            }
             StatusCode::SERVICE_UNAVAILABLE
         }
         Err(_) => {

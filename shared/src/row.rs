@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::clock::Micros;
+use crate::problem::Problems;
 
 /// A value of one column. Text borrows from the input line wherever the line holds it unescaped.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -75,7 +76,9 @@ pub struct Row<'a> {
     /// How many keys of the input named no column.
     pub unknown_keys: u32,
     /// What breaks the schema, in the order found; empty in a good row.
-    pub problems: Vec<crate::problem::Problem>,
+    pub problems: Problems,
+    /// Faults of the value of each column; empty where no column has any.
+    pub(crate) faults_by_column: Vec<u32>,
 }
 
 impl<'a> Row<'a> {
@@ -90,6 +93,12 @@ impl<'a> Row<'a> {
         }
         self.unknown_keys = 0;
         self.problems.clear();
+        self.faults_by_column.clear();
+    }
+
+    /// Whether the value that the input gave column `index` is at fault. A value that is only missing is not.
+    pub fn has_fault(&self, index: usize) -> bool {
+        self.faults_by_column.get(index).is_some_and(|&faults| faults > 0)
     }
 
     /// The text of column `index`, if it holds any.

@@ -69,6 +69,16 @@ impl Settings {
         Err(fault(name, format!("{value}: give {} to {}", range.start(), range.end())))
     }
 
+    /// `on` or `off`, or `default`.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool, SettingError> {
+        match self.get(name) {
+            None => Ok(default),
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(fault(name, format!("`{other}`: give on or off"))),
+        }
+    }
+
     /// Milliseconds, or `default`.
     pub fn millis(&self, name: &str, default: Duration) -> Result<Duration, SettingError> {
         let millis = u64::try_from(default.as_millis()).unwrap_or(u64::MAX);

@@ -21,8 +21,8 @@ use shared::clock::{Clock, SECOND};
 use shared::enrich::Warm;
 use shared::enrich::address::Anonymise;
 use shared::metrics::Metrics;
-use shared::publish::MemoryTopic;
-use shared::schema::Registry;
+use shared::publish::{MAX_EVENT_BYTES, MemoryTopic};
+use shared::schema::{Registry, Schemas};
 use shared::sink::Sink;
 use shared::window::Limits;
 
@@ -51,8 +51,7 @@ impl PublisherFixture {
 
     /// With other schemas or another treatment of addresses.
     pub fn with(registry: Arc<Registry>, anonymise: Anonymise) -> Self {
-        let clock = Clock::manual(NOW);
-        Self::at(registry, anonymise, StreamTypes::All, clock)
+        Self::at(registry, anonymise, StreamTypes::All, Clock::manual(NOW))
     }
 
     /// As a publisher that anyone may call.
@@ -62,9 +61,20 @@ impl PublisherFixture {
 
     /// With a clock of the test's.
     pub fn at(registry: Arc<Registry>, anonymise: Anonymise, stream_types: StreamTypes, clock: Clock) -> Self {
-        let topic = Arc::new(MemoryTopic::default());
-        let deps = publisher::Deps { registry, topic: topic.clone(), clock: clock.clone(), anonymise, stream_types };
-        Self { router: publisher::router(Arc::new(deps)), topic, clock }
+        let deps = publisher::Deps { anonymise, stream_types, ..publisher_deps(registry, clock) };
+        Self::of(deps, publisher::Limits::default())
+    }
+
+    /// With requests of a limited size.
+    pub fn within(registry: Arc<Registry>, anonymise: Anonymise, limits: publisher::Limits) -> Self {
+        Self::of(publisher::Deps { anonymise, ..publisher_deps(registry, Clock::manual(NOW)) }, limits)
+    }
+
+    /// With everything as given, but for the topic.
+    pub fn of(deps: publisher::Deps, limits: publisher::Limits) -> Self {
+        let (topic, clock) = (Arc::new(MemoryTopic::default()), deps.clock.clone());
+        let deps = publisher::Deps { topic: topic.clone(), ..deps };
+        Self { router: publisher::router_within(Arc::new(deps), limits), topic, clock }
     }
 
     /// `POST /publish` as JSON.
@@ -103,6 +113,19 @@ impl PublisherFixture {
     }
 }
 
+/// What a publisher works with before a topic in memory.
+pub fn publisher_deps(registry: Arc<Registry>, clock: Clock) -> publisher::Deps {
+    publisher::Deps {
+        schemas: Arc::new(Schemas::fixed(registry)),
+        topic: Arc::new(MemoryTopic::default()),
+        clock,
+        anonymise: Anonymise::Off,
+        max_event_bytes: MAX_EVENT_BYTES,
+        synthetic_events: false,
+        stream_types: StreamTypes::All,
+    }
+}
+
 /// The enricher between topics in memory, with the built-in lookups.
 pub struct EnricherFixture {
     /// `POST /`, `GET /health`, `GET /ready`.
@@ -111,6 +134,10 @@ pub struct EnricherFixture {
     pub enriched: Arc<MemoryTopic>,
     /// The dead-letter topic.
     pub dead_letters: Arc<MemoryTopic>,
+    /// The bucket.
+    pub store: Arc<dyn ObjectStore>,
+    /// Its clock, at [`NOW`].
+    pub clock: Clock,
 }
 
 impl EnricherFixture {
@@ -121,30 +148,46 @@ impl EnricherFixture {
 
     /// With other schemas or settings.
     pub async fn with(registry: Arc<Registry>, config: enricher::Config) -> Self {
-        Self::at(registry, config, None, Clock::manual(NOW)).await
+        Self::with_schemas(Schemas::fixed(registry), Clock::manual(NOW), config).await
     }
 
-    /// With a bucket and a clock of the test's.
+    /// With schemas that may change.
+    pub async fn with_schemas(schemas: Schemas, clock: Clock, config: enricher::Config) -> Self {
+        Self::before(schemas, config, Some(Arc::new(InMemory::new())), clock).await
+    }
+
+    /// With a bucket, or none, and a clock of the test's.
     pub async fn at(
         registry: Arc<Registry>,
         config: enricher::Config,
         store: Option<Arc<dyn ObjectStore>>,
         clock: Clock,
     ) -> Self {
+        Self::before(Schemas::fixed(registry), config, store, clock).await
+    }
+
+    async fn before(
+        schemas: Schemas,
+        config: enricher::Config,
+        store: Option<Arc<dyn ObjectStore>>,
+        clock: Clock,
+    ) -> Self {
         let (enriched, dead_letters) = (Arc::new(MemoryTopic::default()), Arc::new(MemoryTopic::default()));
         let bucket =
-            store.map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
+            store.clone().map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let lookups = Warm::load(Vec::new(), clock.clone(), 60 * SECOND).await.expect("the built-in lookups load");
         let deps = enricher::Deps {
-            registry,
+            schemas: Arc::new(schemas),
+            bucket,
             lookups: Arc::new(lookups),
             enriched: enriched.clone(),
             dead_letters: dead_letters.clone(),
-            bucket,
             metrics: Arc::new(Metrics::new(clock.clone())),
-            clock,
+            clock: clock.clone(),
         };
-        Self { router: enricher::router(Arc::new(enricher::Enricher::new(deps, config))), enriched, dead_letters }
+        let router = enricher::router(Arc::new(enricher::Enricher::new(deps, config)));
+        let store = store.unwrap_or_else(|| Arc::new(InMemory::new()));
+        Self { router, enriched, dead_letters, store, clock }
     }
 
     /// `POST /` with the body of a push.
@@ -169,6 +212,7 @@ pub fn quick_batcher() -> batcher::Config {
         table: limits(500, 1),
         archive: limits(usize::MAX, 1),
         dead_letters: limits(usize::MAX, 1),
+        published_dead_letters: limits(500, 1),
         budget: Duration::from_millis(200),
         pause: Duration::from_millis(2),
         remembered_ids: 10_000,
@@ -217,7 +261,7 @@ impl<S: Sink + Default + 'static> BatcherFixture<S> {
         let bucket =
             store.clone().map(|store| Location { store, path: Path::from("archive"), uri: "memory:///archive".into() });
         let deps = batcher::Deps {
-            registry,
+            schemas: Arc::new(Schemas::fixed(registry)),
             sink: sink.clone(),
             bucket,
             enriched: enriched.clone(),

@@ -26,7 +26,7 @@ mod warehouse;
 
 pub use call::{Answer, call, get, post, post_json, problem_codes};
 pub use functions::{
-    BatcherFixture, EnricherFixture, PublisherFixture, limits, objects, patient_batcher, quick_batcher,
+    BatcherFixture, EnricherFixture, PublisherFixture, limits, objects, patient_batcher, publisher_deps, quick_batcher,
 };
 pub use naughty::naughty_strings;
 pub use push::{ENRICHED_SUB, PUBLISHED_AT, RAW_SUB, delivery, forwarded, json_lines, push, push_from};

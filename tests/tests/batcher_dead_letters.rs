@@ -117,9 +117,10 @@ async fn a_large_one_leaves_its_beginning_and_lies_whole_in_the_bucket() {
         (vec![0xff; limit + 1], Some(vec![0xff; 4_096]), "base64"),
     ] {
         let batcher = BatcherFixture::<MemorySink>::start();
-        let letter = dead_letter(&raw).await;
+        // Of one of ours the enricher has moved the text before; a foreign message comes whole.
+        let letter = forwarded("1", &[], &raw);
 
-        let answer = batcher.push("/dead-letter", delivery(DEAD_SUB, "1", &letter)).await;
+        let answer = batcher.push("/dead-letter", letter).await;
 
         assert_eq!(answer.status, StatusCode::NO_CONTENT);
         let row = &rows(&batcher.sink)[0];
@@ -203,4 +204,21 @@ async fn while_the_bucket_is_away_they_are_to_come_again() {
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_nothing_published(&batcher);
     }
+}
+
+#[tokio::test]
+async fn of_a_message_of_several_each_is_stored_and_a_foreign_line_is_wrapped_alone() {
+    let batcher = BatcherFixture::<MemorySink>::start();
+    let letter = dead_letter(b"{\"total_amount\":\"much\"}\n{\"items\":1}").await;
+    let data = [&letter.data[..], b"\n{\"foreign\":true}"].concat();
+
+    let message = Message { data: data.into(), attributes: letter.attributes };
+    let answer = batcher.push("/dead-letter", delivery(DEAD_SUB, "1", &message)).await;
+
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let rows = rows(&batcher.sink);
+    let told: Vec<_> = rows.iter().map(|row| (row["stage"].as_str().unwrap(), row["raw"].as_str().unwrap())).collect();
+    let expected =
+        [("enricher", r#"{"total_amount":"much"}"#), ("enricher", r#"{"items":1}"#), ("pubsub", r#"{"foreign":true}"#)];
+    assert_eq!(told, expected);
 }

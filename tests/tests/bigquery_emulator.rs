@@ -157,7 +157,7 @@ fn add(load: &mut dyn Load, table: usize, plan: &Plan, lines: impl IntoIterator<
     for line in lines {
         let mut row = Row::default();
         decode::row(plan, line.as_bytes(), &mut row).unwrap();
-        assert_eq!(row.problems, [], "{line}");
+        assert_eq!(*row.problems, [], "{line}");
         load.add(table, &row.values);
     }
 }

@@ -9,6 +9,8 @@ use pipeline_tests::{delivery, forwarded, push_from};
 use serde_json::{Value, json};
 use shared::dead_letter::{DeadLetter, Origin, Reason};
 use shared::decode::Code;
+use shared::publish::{Attributes, Message};
+use shared::schema::DEAD_LETTER;
 
 const COUNT: &str = "SELECT count(*) AS n FROM dead_letters";
 
@@ -236,7 +238,8 @@ fn a_line_of_a_file_goes_into_its_table_however_old_it_is() {
             ..Origin::default()
         };
         let reason = Reason { code: Code::OutsideWindow, detail: "too old".into() };
-        let message = DeadLetter::new(&origin, reason, raw.as_bytes()).to_message();
+        let attributes = Attributes::from([("event_type".to_string(), DEAD_LETTER.to_string())]);
+        let message = Message { data: DeadLetter::new(&origin, reason, raw.as_bytes()).to_json(), attributes };
         delivery("projects/p/subscriptions/clickstream-dead-letter-sub", event_type, &message)
     };
     pipeline.post("/batcher/dead-letter", letter("unheard_of", "{\"session_id\":1}"));

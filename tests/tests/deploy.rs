@@ -30,6 +30,7 @@ fn a_deployment_is_made_used_and_removed() {
     let Some(clouds) = Clouds::start() else { return };
     make_what_others_have(&clouds);
     let before = clouds.state();
+    limits_in_a_currency_of_their_own_are_refused(&clouds);
 
     let first = clouds.deploy(&[]).expect_success();
     eprintln!("deploy.sh: {:?}, {} calls, {} changes", first.took, first.calls.len(), first.changes().len());
@@ -270,11 +271,26 @@ fn what_did_not_start_is_deployed_again(clouds: &Clouds) -> Vec<Call> {
     failed.calls.into_iter().chain(again.calls.into_iter().filter(|call| call.method != "PUT")).collect()
 }
 
+/// Google would refuse the budget, and the kill-switch every notice.
+fn limits_in_a_currency_of_their_own_are_refused(clouds: &Clouds) {
+    std::fs::write(clouds.settings(), settings(&[("MONTHLY_LIMIT", "100 EUR"), ("DAILY_LIMIT", "20 EUR")])).unwrap();
+    let run = clouds.deploy(&[]);
+    assert_eq!(run.code, Some(1), "{}", run.printed);
+    assert_eq!(lines(&run.changes()), Vec::<String>::new());
+    assert!(run.printed.contains("are in EUR") && run.printed.contains("is in USD"), "{}", run.printed);
+    std::fs::write(clouds.settings(), settings(&[])).unwrap();
+}
+
 /// What is there is brought to other settings, and then nothing is left to be done.
 fn other_settings_change_what_is_there(clouds: &Clouds) {
     let changed = [
         ("MONTHLY_LIMIT", "200 USD"),
         ("BRAKE_AT", "70"),
+        ("DETACH", "monthly"),
+        ("BUDGET_CREDITS", "include"),
+        ("AWS_DAILY_LIMIT", "50 USD"),
+        ("IP_ANONYMISE", "drop"),
+        ("PACK_WAIT_MS", "30"),
         ("SITE_ORIGIN", "https://www.example.com"),
         ("ALERT_EMAIL", "others@example.com"),
         ("NO_EVENTS_MINUTES", "45"),
@@ -287,6 +303,10 @@ fn other_settings_change_what_is_there(clouds: &Clouds) {
     for part in [
         "/budgets/",
         "/services/kill-switch ",
+        "/services/enricher ",
+        "/functions/clickstream-publisher/configuration",
+        "/functions/clickstream-publisher/concurrency",
+        "/jobs/backfill",
         "/notificationChannels/",
         "/alertPolicies/",
         "/response-headers-policy/",
@@ -294,9 +314,19 @@ fn other_settings_change_what_is_there(clouds: &Clouds) {
     ] {
         assert!(lines_of.iter().any(|line| line.contains(part)), "{part} is changed: {lines_of:#?}");
     }
+    let enricher = Deployed::service(clouds, "enricher").environment;
+    assert_eq!(["IP_ANONYMISE", "PACK_WAIT_MS"].map(|name| enricher[name].as_str()), ["drop", "30"]);
+    let may_detach = |run: &Ran| {
+        let policy =
+            run.changes().into_iter().rev().find(|call| call.path.ends_with(&format!("{PROJECT}:setIamPolicy")));
+        policy.map(|call| call.body.to_string().contains("roles/billing.projectManager"))
+    };
+    assert_eq!(may_detach(&run), Some(true), "{lines_of:#?}");
     let again = clouds.deploy(&[]).expect_success();
     assert_eq!(lines(&again.changes()), Vec::<String>::new(), "nothing is left to be done");
     std::fs::write(clouds.settings(), settings(&[])).unwrap();
+    let back = clouds.step("gcp/services").expect_success();
+    assert_eq!(may_detach(&back), Some(false), "{:#?}", lines(&back.changes()));
 }
 
 /// What Cloud Run and Lambda were given is byte for byte what was built, and its start command answers `/health` with the

@@ -25,7 +25,7 @@ async fn a_dead_letter_has_its_exact_shape() {
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     let message = &enricher.dead_letters.messages()[0];
     let attributes: Vec<_> = message.attributes.iter().map(|(key, value)| format!("{key}: {value}")).collect();
-    assert_eq!(attributes, ["event_type: dead_letter", "reason: wrong_type"]);
+    assert_eq!(attributes, ["event_type: dead_letter", "rows: 1"]);
     let letter = only_letter(&enricher);
     insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(letter) });
 }
@@ -253,16 +253,8 @@ async fn a_message_without_an_event_is_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_type_of_the_attribute_that_nobody_could_know_is_a_dead_letter() {
-    for (name, reason) in [
-        ("dead_letter", "type_not_allowed"),
-        ("history", "type_not_allowed"),
-        ("../order", "unknown_type"),
-        ("a/b", "unknown_type"),
-        ("order\0", "unknown_type"),
-        ("Order", "unknown_type"),
-        ("", "unknown_type"),
-    ] {
+async fn a_type_of_the_attribute_that_does_not_come_over_a_stream_is_a_dead_letter() {
+    for name in ["dead_letter", "history"] {
         let batch = r#"{"event_type":"history","version":"1-0-0","ingest":"batch","table":{"dataset":"d","name":"h"},
             "columns":[{"name":"x","type":"STRING"}]}"#;
         let enricher = EnricherFixture::with(registry_with(&[batch]), enricher::Config::default()).await;
@@ -271,17 +263,31 @@ async fn a_type_of_the_attribute_that_nobody_could_know_is_a_dead_letter() {
 
         assert_eq!(answer.status, StatusCode::NO_CONTENT, "{name}");
         let letter = only_letter(&enricher);
-        assert_eq!(letter["reason"], reason, "{name}");
+        assert_eq!(letter["reason"], "type_not_allowed", "{name}");
         assert_eq!(letter["raw"], format!("{GOOD}\n{GOOD}"), "{name}: the whole message");
     }
 }
 
 #[tokio::test]
-async fn a_well_formed_type_that_a_newer_version_may_know_is_to_come_again() {
-    let enricher = EnricherFixture::start().await;
+async fn a_type_of_the_attribute_that_has_no_schema_makes_a_dead_letter_of_each_event() {
+    for (name, event_type) in [
+        ("refund", json!("refund")),
+        ("../order", Value::Null),
+        ("order\0", Value::Null),
+        ("Order", Value::Null),
+        ("", Value::Null),
+    ] {
+        let enricher = EnricherFixture::start().await;
 
-    let answer = enricher.push(push("1", &[("event_type", "refund")], GOOD)).await;
+        let answer = enricher.push(push("1", &[("event_type", name)], format!("{GOOD}\n{{}}"))).await;
 
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(enricher.enriched.messages().is_empty() && enricher.dead_letters.messages().is_empty());
+        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{name}");
+        let letters = enricher.letters();
+        assert_eq!((letters.len(), enricher.rows().len()), (2, 0), "{name}");
+        for (letter, raw) in letters.iter().zip([GOOD, "{}"]) {
+            let told = (&letter["reason"], &letter["event_type"], &letter["raw"]);
+            assert_eq!(told, (&json!("unknown_type"), &event_type, &json!(raw)), "{name}");
+        }
+        assert_eq!(letters[0]["event_id"], "good", "{name}");
+    }
 }

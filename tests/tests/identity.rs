@@ -20,6 +20,7 @@ use shared::enrich::address::Anonymise;
 use shared::event;
 use shared::metrics::Metrics;
 use shared::publish::MemoryTopic;
+use shared::schema::Schemas;
 use shared::sink::MemorySink;
 use shared::sink::delta::{DeltaError, DeltaSink, Warehouse};
 
@@ -136,7 +137,7 @@ impl World {
         let sink = Arc::new(self.warehouse(&clock).await);
         let topic = || Arc::new(MemoryTopic::default());
         let deps = batcher::Deps {
-            registry: built_in(),
+            schemas: Arc::new(Schemas::fixed(built_in())),
             sink: sink.clone(),
             bucket: None,
             enriched: topic(),

@@ -181,6 +181,25 @@ impl World {
         Instance { router: kill_switch::router(Arc::clone(&switch)), switch }
     }
 
+    /// One that may detach.
+    fn detaching(&self) -> Instance {
+        self.instance_with(&[("DETACH", "monthly")])
+    }
+
+    /// One that may detach, in a world where brake and stop have just been done.
+    async fn about_to_detach(&self) -> Instance {
+        let instance = self.detaching();
+        assert_eq!(instance.push(&Notice::of(125.0)).await, 204);
+        assert_eq!(self.done(), [4, 1, 0]);
+        instance
+    }
+
+    /// A notice that is published so many hours later, which it then is.
+    fn later(&self, hours: Micros, cost: f64) -> Notice {
+        self.clock.set(NOW + hours * HOUR);
+        Notice::of(cost).at(NOW + hours * HOUR)
+    }
+
     async fn state(&self) -> State {
         self.store().read().await.unwrap()
     }
@@ -230,14 +249,15 @@ async fn in_every_order_of_five_notices_the_crossed_one_alone_acts_and_once() {
     for (crossed, month, day, expected) in [
         (85.0, "100 USD", "1000 USD", [4, 0, 0]),
         (105.0, "100 USD", "1000 USD", [4, 1, 0]),
-        (125.0, "100 USD", "1000 USD", [4, 1, 1]),
+        (499.0, "100 USD", "1000 USD", [4, 1, 0]),
         (26.0, "1000 USD", "20 USD", [4, 0, 0]),
-        (35.0, "1000 USD", "20 USD", [4, 1, 1]),
+        (499.0, "1000 USD", "20 USD", [4, 1, 0]),
     ] {
         let mut tried = 0;
         for order in orders(5) {
             let world = World::start().await;
-            let instance = world.instance_with(&[("MONTHLY_LIMIT", month), ("DAILY_LIMIT", day)]);
+            let settings = [("MONTHLY_LIMIT", month), ("DAILY_LIMIT", day), ("DETACH", "monthly")];
+            let instance = world.instance_with(&settings);
             // What was spent before the day: without it the first notice would set the day's baseline.
             assert_eq!(instance.push(&Notice::of(10.0).at(NOW - 20 * HOUR)).await, 204);
             let notices = [
@@ -259,11 +279,13 @@ async fn in_every_order_of_five_notices_the_crossed_one_alone_acts_and_once() {
 }
 
 #[tokio::test]
-async fn a_notice_that_crosses_all_does_all_in_order_and_saves_what_it_changes() {
+async fn brake_stop_and_a_later_detach_save_what_they_change() {
     let world = World::start().await;
-    let instance = world.instance();
+    let instance = world.detaching();
+    assert_eq!(instance.push(&Notice::of(500.0)).await, 204);
+    assert_eq!(world.done(), [4, 1, 0], "one notice, however late");
 
-    assert_eq!(instance.push(&Notice::of(120.0)).await, 204);
+    assert_eq!(instance.push(&world.later(6, 501.0)).await, 204);
 
     let changes = world.google.changes();
     assert!(changes[..4].iter().all(|change| change.ends_with(":modifyPushConfig")), "{changes:?}");
@@ -326,7 +348,8 @@ async fn a_day_that_costs_too_much_is_stopped_whatever_the_month_has_left() {
         ("2026-11-02T07:59:59Z", 330.9, [0, 0, 0]),
         ("2026-11-02T08:00:00Z", 346.8, [0, 0, 0]),
         ("2026-11-02T09:00:00Z", 346.9, [4, 0, 0]),
-        ("2026-11-02T10:00:00Z", 355.0, [4, 1, 1]),
+        ("2026-11-02T10:00:00Z", 355.0, [4, 1, 0]),
+        ("2026-11-03T07:00:00Z", 455.0, [4, 1, 0]),
     ] {
         assert_eq!(instance.push(&at(time, cost)).await, 204);
         assert_eq!(world.done(), done, "{time}");
@@ -366,7 +389,7 @@ async fn a_forged_or_unusable_notice_is_settled_counted_and_does_nothing() {
     assert_eq!(world.state().await, State::default());
 
     assert_eq!(instance.push(&all).await, 204);
-    assert_eq!(world.done(), [4, 1, 1], "the genuine one");
+    assert_eq!(world.done(), [4, 1, 0], "the genuine one");
 }
 
 #[tokio::test]
@@ -380,46 +403,49 @@ async fn an_error_of_the_billing_api_is_answered_503_until_it_is_done_once() {
         (Answer::DoneInSilence, 1, false, 1),
     ] {
         let world = World::start().await;
-        let instance = world.instance();
+        let instance = world.about_to_detach().await;
         world.google.fail("PUT", "/billingInfo", fault, times);
+        let notice = world.later(6, 150.0);
 
-        let first = instance.push(&Notice::of(150.0)).await;
+        let first = instance.push(&notice).await;
 
         assert_eq!(first, if in_process { 204 } else { 503 });
-        assert_eq!(world.done()[..2], [4, 1], "what comes before it is done");
         if !in_process {
             let state = world.state().await;
             assert_eq!((state.due(), state.claim), (vec![Action::Detach], None));
-            assert_eq!(instance.push(&Notice::of(150.0)).await, 204, "delivered again");
+            assert_eq!(instance.push(&notice).await, 204, "delivered again");
         }
         assert_eq!(world.google.account("p"), "");
         assert_eq!(world.done(), [4, 1, detaches]);
         for _ in 0..3 {
-            assert_eq!(instance.push(&Notice::of(150.0)).await, 204);
+            assert_eq!(instance.push(&notice).await, 204);
         }
         assert_eq!(world.done(), [4, 1, detaches], "once done it is done");
     }
     let world = World::start().await;
+    let instance = world.about_to_detach().await;
     world.google.fail("GET", "/billingInfo", Answer::Status(403), 1);
-    assert_eq!(world.instance().push(&Notice::of(150.0)).await, 503);
+    assert_eq!(instance.push(&world.later(6, 150.0)).await, 503);
     assert_eq!(world.done(), [4, 1, 0]);
 }
 
 #[tokio::test]
 async fn a_brake_that_fails_keeps_nothing_else_from_being_done_and_goes_on_where_it_stopped() {
     let world = World::start().await;
-    let instance = world.instance();
+    let instance = world.detaching();
     world.google.fail("POST", "clickstream-archive-sub:modifyPushConfig", Answer::Status(403), 1);
     world.google.fail("GET", "clickstream-enriched-sub", Answer::Status(403), 1);
 
     assert_eq!(instance.push(&Notice::of(125.0)).await, 503);
 
-    assert_eq!(world.done(), [3, 1, 1], "three, one of which was refused");
+    assert_eq!(world.done(), [3, 1, 0], "three, one of which was refused");
     let state = world.state().await;
     assert_eq!((state.due(), state.saved.len()), (vec![Action::Brake], 3));
-    assert_eq!(state.active, BTreeSet::from(Action::ALL));
-    assert_eq!(instance.push(&Notice::of(125.0)).await, 204);
-    assert_eq!(world.done(), [5, 1, 1], "only the two that were left");
+    assert_eq!(state.active, BTreeSet::from([Action::Brake, Action::Stop]));
+    assert_eq!(instance.push(&world.later(7, 130.0)).await, 204);
+    assert_eq!(world.done(), [5, 1, 0], "only the two that were left, and no detach while the brake was not whole");
+    assert_eq!(instance.push(&world.later(12, 140.0)).await, 204);
+    assert_eq!(world.done(), [5, 1, 0], "whole for five hours");
     let saved = world.state().await.saved;
     for name in SUBSCRIPTIONS {
         assert_eq!(Value::from(saved[&subscription(name)].clone()), push_settings(name), "{name}");
@@ -443,7 +469,9 @@ async fn a_project_of_another_account_is_left_alone() {
     let world = World::start().await;
     world.google.set_account("p", "billingAccounts/FFFFFF-FFFFFF-FFFFFF");
     world.google.set_account("q", &format!("billingAccounts/{ACCOUNT}"));
-    assert_eq!(world.instance_with(&[("PROJECTS", "p,q")]).push(&Notice::of(125.0)).await, 204);
+    let instance = world.instance_with(&[("PROJECTS", "p,q"), ("DETACH", "monthly")]);
+    assert_eq!(instance.push(&Notice::of(125.0)).await, 204);
+    assert_eq!(instance.push(&world.later(6, 126.0)).await, 204);
     assert_eq!(
         (world.google.account("p").as_str(), world.google.account("q")),
         ("billingAccounts/FFFFFF-FFFFFF-FFFFFF", String::new())
@@ -463,9 +491,9 @@ async fn a_start_writes_down_how_the_switch_is_set_and_nothing_else() {
 #[tokio::test]
 async fn a_dry_run_changes_nothing_and_keeps_nothing_from_being_done_once_armed() {
     let world = World::start().await;
-    let rehearsing = world.instance_with(&[("MODE", "dry-run")]);
-    for _ in 0..2 {
-        assert_eq!(rehearsing.push(&Notice::of(125.0)).await, 204);
+    let rehearsing = world.instance_with(&[("MODE", "dry-run"), ("DETACH", "monthly")]);
+    for notice in [Notice::of(125.0), Notice::of(125.0), world.later(6, 126.0)] {
+        assert_eq!(rehearsing.push(&notice).await, 204);
     }
     assert!(world.google.calls().is_empty(), "{:?}", world.google.calls());
     let state = world.state().await;
@@ -473,7 +501,10 @@ async fn a_dry_run_changes_nothing_and_keeps_nothing_from_being_done_once_armed(
     let records = state.interval.unwrap().actions;
     assert!(records.len() == 3 && records.values().all(|record| record.status == Status::Rehearsed), "{records:?}");
 
-    assert_eq!(world.instance().push(&Notice::of(125.0)).await, 204);
+    let armed = world.detaching();
+    assert_eq!(armed.push(&world.later(7, 127.0)).await, 204);
+    assert_eq!(world.done(), [4, 1, 0], "they are not in force before");
+    assert_eq!(armed.push(&world.later(13, 128.0)).await, 204);
     assert_eq!(world.done(), [4, 1, 1]);
 }
 
@@ -494,9 +525,52 @@ async fn one_that_dies_at_work_leaves_it_to_the_next_after_its_claim() {
     world.clock.set(NOW + 61 * SECOND);
     assert_eq!(next.push(&Notice::of(125.0)).await, 204);
 
-    assert_eq!(world.done()[1..], [1, 1]);
+    assert_eq!(world.done()[1..], [1, 0]);
     for name in SUBSCRIPTIONS {
         assert_eq!(world.google.push(&subscription(name)), json!({}), "{name}");
+    }
+}
+
+/// What the notices of a flood of 40 minutes say, in whatever order they come: hours late, all limits at once.
+#[tokio::test]
+async fn no_order_of_late_notices_detaches_within_the_wait_and_none_without_the_setting() {
+    for (setting, past, expected) in [("never", 30, [4, 1, 0]), ("monthly", 5, [4, 1, 0]), ("monthly", 6, [4, 1, 1])] {
+        for order in orders(4) {
+            let world = World::start().await;
+            let instance = world.instance_with(&[("DETACH", setting), ("DAILY_LIMIT", "20 USD")]);
+            let notices = [(-3, 300.0), (-2, 900.0), (-1, 950.0), (0, 990.0)];
+            for at in &order {
+                let (hours, cost) = notices[*at];
+                assert_eq!(instance.push(&Notice::of(cost).at(NOW + hours * HOUR)).await, 204);
+            }
+            assert_eq!(instance.push(&world.later(past, 990.0)).await, 204);
+            assert_eq!(world.done(), [4, 1, 0], "nothing more is spent: {order:?}");
+            assert_eq!(instance.push(&world.later(past, 991.0)).await, 204);
+            assert_eq!(world.done(), expected, "{setting} after {past} h, {order:?}");
+        }
+    }
+}
+
+/// The state of a version that detached with everything else: *detach* was called for, and Google refused it.
+#[tokio::test]
+async fn a_state_of_an_earlier_version_is_read_and_its_detach_withdrawn() {
+    let record = |status| json!({"status": status, "limit": "day", "since": "2026-10-19T20:00:00Z"});
+    let before = json!({
+        "version": 1, "active": ["brake", "stop"], "mode": "armed", "saved": {subscription("clickstream-raw-sub"): {}},
+        "interval": {
+            "start": OCTOBER, "highest": 125.0, "newest": "2026-10-19T20:00:00Z", "day": "2026-10-19", "baseline": 5.0,
+            "actions": {"brake": record("done"), "stop": record("done"), "detach": record("due")},
+        },
+        "removed": {"topic": TOPIC, "member": MEMBER}, "detached": {}, "claim": null,
+    });
+    for setting in ["never", "monthly"] {
+        let world = World::start().await;
+        let path = world.place.path.clone().join("state.json");
+        world.place.store.put(&path, before.to_string().into()).await.unwrap();
+        let instance = world.instance_with(&[("DETACH", setting), ("DETACH_AFTER", "720h")]);
+        assert_eq!(instance.push(&Notice::of(130.0)).await, 204);
+        assert_eq!(world.done(), [0, 0, 0], "{setting}");
+        assert_eq!(world.state().await.due(), []);
     }
 }
 
@@ -507,36 +581,40 @@ async fn a_project_that_was_linked_again_after_a_detach_is_left_so() {
     let linked = format!("billingAccounts/{ACCOUNT}");
     for (later, account) in [(2 * HOUR, linked.as_str()), (61 * SECOND, "")] {
         let world = World::start().await;
-        assert_eq!(world.instance().push(&Notice::of(125.0)).await, 204);
+        let instance = world.about_to_detach().await;
+        assert_eq!(instance.push(&world.later(6, 126.0)).await, 204);
         let unwritten = |state: &mut State| {
             state.interval.as_mut().unwrap().actions.get_mut(&Action::Detach).unwrap().status = Status::Due;
-            state.claim = Some(Claim { by: "gone with the project".into(), until: NOW });
+            state.claim = Some(Claim { by: "gone with the project".into(), until: NOW + 6 * HOUR });
         };
         world.store().update(unwritten).await.unwrap();
         world.google.set_account("p", &linked);
-        world.clock.set(NOW + later);
+        world.clock.set(NOW + 6 * HOUR + later);
 
-        assert_eq!(world.instance().push(&Notice::of(126.0).at(NOW + later)).await, 204);
+        assert_eq!(instance.push(&Notice::of(126.0).at(NOW + 6 * HOUR + later)).await, 204);
 
         assert_eq!(world.google.account("p"), account, "{later}");
         assert_eq!(world.state().await.due(), []);
     }
 }
 
-/// The same notice at two instances at once, each again until it is settled.
+/// The same notice at two instances at once, each again until it is settled; then one that detaches.
 async fn two_at_once(world: &World) {
-    let deliver = || {
-        let instance = world.instance();
-        tokio::spawn(async move {
-            let started = Instant::now();
-            while instance.push(&Notice::of(125.0)).await != 204 {
-                assert!(started.elapsed() < Duration::from_secs(30), "it is never settled");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-    };
-    for ended in join_all([deliver(), deliver()]).await {
-        ended.unwrap();
+    for notice in [Notice::of(125.0), world.later(6, 126.0)] {
+        world.clock.set(notice.published_at);
+        let deliver = || {
+            let (instance, notice) = (world.detaching(), notice.clone());
+            tokio::spawn(async move {
+                let started = Instant::now();
+                while instance.push(&notice).await != 204 {
+                    assert!(started.elapsed() < Duration::from_secs(30), "it is never settled");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+        };
+        for ended in join_all([deliver(), deliver()]).await {
+            ended.unwrap();
+        }
     }
     assert_eq!(world.done(), [4, 1, 1]);
     assert_eq!(world.google.changes().len(), 6);
@@ -575,7 +653,7 @@ async fn a_state_that_is_not_understood_is_left_as_it_is_and_nothing_is_done() {
 }
 
 #[tokio::test]
-async fn a_release_restores_what_was_and_what_it_released_comes_not_again_in_the_interval() {
+async fn a_release_restores_what_was_and_what_it_released_comes_again_at_a_raised_limit() {
     let world = World::start().await;
     let instance = world.instance();
     assert_eq!(instance.push(&Notice::of(105.0)).await, 204);
@@ -613,9 +691,14 @@ async fn a_release_restores_what_was_and_what_it_released_comes_not_again_in_the
     let done = world.done();
     world.clock.set(NOW + HOUR);
     assert_eq!(instance.push(&Notice::of(110.0).at(NOW + HOUR)).await, 204);
-    assert_eq!(world.done(), done, "at most once an interval");
-    assert_eq!(instance.push(&Notice::of(121.0).at(NOW + HOUR)).await, 204);
-    assert_eq!(world.google.account("p"), "", "what was not called for yet comes at its own share");
+    assert_eq!(world.done(), done, "their shares were reached before");
+    let raised = world.instance_with(&[("MONTHLY_LIMIT", "200 USD")]);
+    assert_eq!(raised.push(&world.later(2, 159.0)).await, 204);
+    assert_eq!(world.done(), done);
+    assert_eq!(raised.push(&world.later(3, 160.0)).await, 204);
+    assert_eq!(world.done(), [done[0] + 4, done[1], 0], "the brake's share of the raised limit");
+    assert_eq!(raised.push(&world.later(4, 200.0)).await, 204);
+    assert_eq!(world.done(), [done[0] + 4, done[1] + 1, 0]);
 }
 
 #[tokio::test]
@@ -738,6 +821,8 @@ fn the_process_acts_and_says_so_at_critical_severity() {
         ("BUDGET_ID", BUDGET),
         ("MONTHLY_LIMIT", "100 USD"),
         ("DAILY_LIMIT", "20 USD"),
+        ("DETACH", "monthly"),
+        ("DETACH_AFTER", "1ms"),
         ("PUBLISHER_MEMBER", MEMBER),
         ("STATE_URI", "s3://states/kill-switch"),
         ("PUBSUB_ENDPOINT", &world.google.url),
@@ -754,11 +839,13 @@ fn the_process_acts_and_says_so_at_critical_severity() {
     }
     let now = Clock::system().now();
     let interval = timestamp_text(now - DAY);
-    let notice = Notice::of(120.0).with("costIntervalStart", interval).at(now);
+    let notice = |cost: f64, at| Notice::of(cost).with("costIntervalStart", interval.as_str()).at(at);
     world.google.fail("PUT", "/billingInfo", Answer::Status(403), 1);
-    let push = || client.post(url("/")).body(notice.push()).send().unwrap().status().as_u16();
+    let push = |notice: Notice| client.post(url("/")).body(notice.push()).send().unwrap().status().as_u16();
+    assert_eq!(push(notice(120.0, now)), 204, "{}", process.log());
+    let later = notice(121.0, now + 30 * SECOND);
 
-    assert_eq!((push(), push()), (503, 204), "{}", process.log());
+    assert_eq!((push(later.clone()), push(later)), (503, 204), "{}", process.log());
 
     assert_eq!(world.done(), [4, 1, 2]);
     let state = runtime.block_on(async {

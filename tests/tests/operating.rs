@@ -15,6 +15,26 @@ fn a_month_costs_what_its_lines_say() {
 }
 
 #[test]
+fn a_share_of_bad_events_is_priced() {
+    let bill = |bad: &str| json_of(["cost", "--json", "--rps", "100", "--batch", "500", "--bad", bad]);
+    let (good, bad) = (bill("0%"), bill("10%"));
+    let line = |bill: &Value| {
+        let lines = bill["bill"]["lines"].as_array().unwrap();
+        lines
+            .iter()
+            .find(|line| line["what"] == "dead-letter topic, in and out")
+            .map(|line| line["list"].as_f64().unwrap())
+    };
+    assert_eq!(line(&good), None);
+    assert!(line(&bad).is_some_and(|amount| amount > 0.0), "{bad}");
+    assert_eq!(bad["load"]["bad"], 0.1);
+    for wrong in ["10", "-1%", "101%", "all"] {
+        assert_eq!(run(["cost", "--rps", "1", "--bad", wrong]).status.code(), Some(2), "{wrong}");
+    }
+    assert_eq!(run(["cost"]).status.code(), Some(2), "it has to be said what is priced");
+}
+
+#[test]
 fn no_price_is_told_of_a_request_that_the_publisher_refuses() {
     let output = run(["cost", "--rps", "1", "--batch", "500", "--event-bytes", "5000"]);
     assert_eq!(output.status.code(), Some(2));

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use pipeline_tests::{
     EnricherFixture, NOW, NOW_TEXT, PublisherFixture, RAW_SUB, built_in, call, delivery, get, json_lines, post,
-    post_json, problem_codes, registry_with,
+    post_json, problem_codes, publisher_deps, registry_with,
 };
 use serde_json::json;
 use shared::clock::{Clock, DAY, SECOND};
@@ -21,8 +21,9 @@ use shared::publish::{MAX_BYTES, Message, PublishError, Publisher};
 const CLICK: &str = r#"{"event_id":"e-1","user_id":"u1","session_id":"s1","page_url":"/","event_name":"click","ip_address":"8.8.8.8","event_timestamp":"2026-10-20T00:15:00Z"}"#;
 
 #[tokio::test]
-async fn no_body_publishes_one_synthetic_event() {
-    let publisher = PublisherFixture::start();
+async fn no_body_publishes_one_synthetic_event_where_the_settings_allow_it() {
+    let deps = publisher::Deps { synthetic_events: true, ..publisher_deps(built_in(), Clock::manual(NOW)) };
+    let publisher = PublisherFixture::of(deps, publisher::Limits::default());
 
     let answer = post(&publisher.router, "/publish", None, "").await;
 
@@ -308,13 +309,8 @@ impl Publisher for HalfTopic {
 #[tokio::test]
 async fn nothing_is_vouched_for_where_one_of_the_messages_is_not_acknowledged() {
     for answers_all in [true, false] {
-        let deps = publisher::Deps {
-            registry: built_in(),
-            topic: Arc::new(HalfTopic { answers_all }),
-            clock: Clock::manual(NOW),
-            anonymise: Anonymise::Off,
-            stream_types: publisher::StreamTypes::All,
-        };
+        let topic = Arc::new(HalfTopic { answers_all });
+        let deps = publisher::Deps { topic, ..publisher_deps(built_in(), Clock::manual(NOW)) };
         let router = publisher::router(Arc::new(deps));
 
         let body = r#"[{"event_id":"a"},{"event_id":"b","event_type":"order"}]"#;

@@ -1,7 +1,7 @@
 //! What the publisher makes of bad input: refused as a whole, rejected alone, or kept with its problems.
 
 use axum::http::StatusCode;
-use pipeline_tests::{NOW_TEXT, PublisherFixture, post, problem_codes, registry_with};
+use pipeline_tests::{NOW_TEXT, PublisherFixture, built_in, post, problem_codes, registry_with};
 use serde_json::{Value, json};
 use shared::enrich::address::Anonymise;
 
@@ -56,6 +56,18 @@ async fn what_is_no_object_is_rejected_by_its_index() {
 }
 
 #[tokio::test]
+async fn an_event_without_a_member_is_rejected() {
+    for body in ["{}", " { \n} ", "[{}]"] {
+        let publisher = PublisherFixture::start();
+
+        let answer = publisher.publish(body).await;
+
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
+        assert_eq!(rejections(&answer.json()), [(0, "empty_event")], "{body}");
+    }
+}
+
+#[tokio::test]
 async fn good_and_bad_events_of_one_array_are_told_apart() {
     let publisher = PublisherFixture::start();
     let body = r#"[{"event_id":"good-1"}, null, {"event_id":"a b"}, {"event_id":"good-2","user_id":{}}, [1], {"event_id":"good-3"}]"#;
@@ -91,8 +103,8 @@ async fn five_hundred_events_fit_and_one_more_does_not() {
 
 #[tokio::test]
 async fn a_body_of_a_mebibyte_fits_and_one_byte_more_does_not() {
-    let id = r#"{"event_id":"e","event_timestamp":1792455300,"page_url":""}"#;
-    let exact = id.replace(r#""""#, &format!(r#""{}""#, "x".repeat(MIB - id.len())));
+    let frame = r#"[{"event_id":"e","event_timestamp":1792455300,"page_url":""}]"#;
+    let exact = frame.replace(r#""""#, &format!(r#""{}""#, "x".repeat(MIB - frame.len())));
     assert_eq!(exact.len(), MIB);
     let over = format!("{exact} ");
 
@@ -107,15 +119,22 @@ async fn a_body_of_a_mebibyte_fits_and_one_byte_more_does_not() {
 }
 
 #[tokio::test]
-async fn an_event_that_what_is_added_makes_too_large_is_rejected() {
-    let publisher = PublisherFixture::start();
-    let body = format!(r#"{{"page_url":"{}"}}"#, "x".repeat(MIB - 15));
-    assert_eq!(body.len(), MIB);
+async fn a_public_publisher_takes_smaller_requests() {
+    let limits = publisher::Limits { body_bytes: 64, events: 2 };
+    let fits = r#"[{"user_id":"u"},{"user_id":"u"}]"#;
+    let many = r#"[{"user_id":"u"},{"user_id":"u"},{"user_id":"u"}]"#;
+    for (body, status, told) in [
+        (fits.to_string(), StatusCode::OK, ""),
+        (many.to_string(), StatusCode::PAYLOAD_TOO_LARGE, "3 events; at most 2"),
+        (fits.to_string() + &" ".repeat(64), StatusCode::PAYLOAD_TOO_LARGE, "over 64 bytes"),
+    ] {
+        let publisher = PublisherFixture::within(built_in(), Anonymise::Off, limits);
 
-    let answer = publisher.publish(body).await;
+        let answer = publisher.publish(body).await;
 
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-    assert_eq!(rejections(&answer.json()), [(0, "too_large")]);
+        assert_eq!(answer.status, status, "{told}");
+        assert!(answer.json().to_string().contains(told), "{}", answer.json());
+    }
 }
 
 #[tokio::test]
@@ -320,7 +339,7 @@ async fn a_missing_required_column_and_text_that_is_too_long_are_problems() {
 #[tokio::test]
 async fn an_event_type_that_could_be_a_path_never_reaches_a_name() {
     for name in ["../../etc/passwd", "a/b", "a\\u0000b", "order\\u0000", "Order", "", "nowhere"] {
-        let publisher = PublisherFixture::start();
+        let publisher = PublisherFixture::public();
         let body = format!(r#"{{"event_type":"{name}","event_timestamp":1792455300}}"#);
 
         let answer = publisher.publish(body).await;
@@ -328,7 +347,7 @@ async fn an_event_type_that_could_be_a_path_never_reaches_a_name() {
         assert_eq!(answer.status, StatusCode::OK, "{name}");
         assert_eq!(problem_codes(&answer.json()["accepted"][0]), [("event_type", "unknown_type")], "{name}");
         let attributes = &publisher.topic.messages()[0].attributes;
-        let expected = [("event_type", "clickstream"), ("received_at", NOW_TEXT), ("source", "publisher")];
+        let expected = [("ingest", "public"), ("received_at", NOW_TEXT), ("source", "publisher")];
         assert!(attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected), "{name}");
     }
 }

@@ -175,12 +175,20 @@ fn a_line_of_the_log_has_the_trace_of_its_request_and_nothing_of_its_payload() {
         ("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e4737/67667974448284343;o=1"),
         ("traceparent", "00-jane-doe@example.com-01"),
     ];
+    // Of each reason one line a minute is written.
+    let events = [
+        r#"{"ip_address": "jane-doe@example.com""#,
+        r#"["jane-doe@example.com"]"#,
+        r#"{"event_timestamp": "jane-doe@example.com"}"#,
+    ];
     let mut pushes = Vec::new();
-    for (count, trace) in traces.into_iter().enumerate() {
-        pushes.push(enricher.push(push("1", &[], br#"{"ip_address": "jane-doe@example.com""#), &[trace]));
+    for (count, (trace, event)) in traces.into_iter().zip(events).enumerate() {
+        pushes.push(enricher.push(push("1", &[], event), &[trace]));
+        pushes.push(enricher.push(push("2", &[], event), &[trace]));
         wait_until("a dead letter is logged", || lines("dead letter").len() > count);
     }
     let letters = lines("dead letter");
+    assert_eq!(letters.len(), 3, "one line a reason: {letters:?}");
     let of = |line: &Value| {
         let field = |name: &str| line[format!("logging.googleapis.com/{name}")].clone();
         [line["severity"].clone(), field("trace"), field("spanId")]

@@ -33,7 +33,7 @@ pub struct Again {
 pub async fn again(deps: &Deps, mapping: &Mapping, run: &str, lines: &[Again]) -> Result<(), Error> {
     let now = deps.clock.now();
     let begun = deps.loader.begin(run, &mapping.tables, Mode::Append, None).await.map_err(Error::Work)?;
-    let letters = DeadLetters::open(deps.dead_letters.as_ref(), run, 0, &mapping.source().event_type, now);
+    let letters = DeadLetters::open(deps.dead_letters.as_ref(), run, 0, mapping.source(), deps.anonymise, now);
     let mut job = Job {
         mapping,
         form: Form::Events,
@@ -72,16 +72,16 @@ pub fn problems(mapping: &Mapping, line: &[u8], is_part: bool) -> Vec<Problem> {
     if let Err(problem) = decode::nested(mapping.source(), line, mapping.apart, &mut row, &mut elements) {
         return vec![problem];
     }
-    let mut problems = std::mem::take(&mut row.problems);
-    if !problems.is_empty() {
-        return problems;
+    if !row.problems.is_empty() {
+        return row.problems.into_kept();
     }
+    let mut problems = Vec::new();
     let (mut derived, mut refused) = (Vec::new(), Vec::new());
     mapping.derive(&row, &mut derived);
     let made = mapping.rows(&row, &derived, &mut Vec::new(), &mut refused, |_, _| {});
     problems.extend(made.err());
     if is_part {
-        problems.extend(elements.faults.into_iter().flat_map(|(_, problems)| problems));
+        problems.extend(elements.faults.into_iter().flat_map(|(_, problems)| problems.into_kept()));
         problems.extend(refused.into_iter().map(|(_, problem)| problem));
     }
     problems

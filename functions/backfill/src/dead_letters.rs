@@ -1,5 +1,6 @@
 //! What a run cannot use: kept in objects beside the run, and shown as rows of the dead-letter table when its rows are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,8 +9,9 @@ use object_store::{ObjectStoreExt, path::Path};
 use shared::bucket::Location;
 use shared::clock::Micros;
 use shared::dead_letter::{DeadLetter, MAX_RAW, Origin, Place, Reason};
+use shared::enrich::address::{Anonymise, anonymise_event};
 use shared::event;
-use shared::schema::{DEAD_LETTER, Registry};
+use shared::schema::{DEAD_LETTER, Plan, Registry};
 use shared::sink::{Batch, Outcome, Sink};
 
 use crate::lines::{LongLine, Position};
@@ -32,7 +34,10 @@ pub struct DeadLetters {
     pub parts: u32,
     buffer: Vec<u8>,
     failed_at: Micros,
-    event_type: String,
+    /// The schema of the lines.
+    plan: Arc<Plan>,
+    /// What becomes of client addresses in them.
+    anonymise: Anonymise,
 }
 
 impl DeadLetters {
@@ -41,7 +46,8 @@ impl DeadLetters {
         root: Option<&Location>,
         run: &str,
         parts: u32,
-        event_type: &str,
+        plan: &Arc<Plan>,
+        anonymise: Anonymise,
         failed_at: Micros,
     ) -> Result<Self, String> {
         let place = root.map(|root| Location {
@@ -49,7 +55,7 @@ impl DeadLetters {
             path: root.path.clone().join(run),
             uri: format!("{}/{run}", root.uri.trim_end_matches('/')),
         });
-        let letters = Self { place, parts, buffer: Vec::new(), failed_at, event_type: event_type.into() };
+        let letters = Self { place, parts, buffer: Vec::new(), failed_at, plan: Arc::clone(plan), anonymise };
         if let Some(place) = &letters.place {
             let failed = |error: object_store::Error| format!("{}: {error}", place.uri);
             let found: Vec<_> = place.store.list(Some(&place.path)).try_collect().await.map_err(failed)?;
@@ -90,7 +96,7 @@ impl DeadLetters {
 
     fn keep_raw(&mut self, mut letter: DeadLetter, file: &str, at: Position, raw: &[u8]) {
         if raw.len() > MAX_RAW {
-            letter.move_raw_to(range(file, at, raw.len() as u64));
+            letter.move_raw_to(Some(range(file, at, raw.len() as u64)));
         }
         self.keep(&letter);
     }
@@ -102,7 +108,7 @@ impl DeadLetters {
             return;
         }
         let mut letter = self.letter(file, at, None, reason, &line.head);
-        letter.move_raw_to(range(file, at, line.size));
+        letter.move_raw_to(Some(range(file, at, line.size)));
         letter.raw_size = usize::try_from(line.size).unwrap_or(usize::MAX);
         letter.raw_sha256 = event::hex(&line.sha256);
         self.keep(&letter);
@@ -111,14 +117,15 @@ impl DeadLetters {
     fn letter(&self, file: &str, at: Position, event_id: Option<&str>, reason: Reason, raw: &[u8]) -> DeadLetter {
         let origin = Origin {
             stage: STAGE,
-            event_type: Some(&self.event_type),
+            event_type: Some(&self.plan.event_type),
             event_id,
             // Of a file that is loaded again the dead letters are the same, unless it has changed there.
             identity: &[file.as_bytes(), &at.offset.to_le_bytes(), raw],
             failed_at: self.failed_at,
             ..Origin::default()
         };
-        let mut letter = DeadLetter::new(&origin, reason, raw);
+        let shown = anonymise_event(self.anonymise, |key| self.plan.is_address_key(key), raw);
+        let mut letter = DeadLetter::new(&origin, reason, shown.as_deref().unwrap_or(raw));
         letter.place = Some(Place { source: file.into(), line: at.line, byte_offset: at.offset, within: None });
         letter
     }

@@ -232,8 +232,8 @@ impl Run<'_> {
         let begun = loader.begin(&record.run, &mapping.tables, *mode, checkpoint.map(|checkpoint| &checkpoint.load));
         let load = self.runtime.block_on(begun).map_err(Error::Work)?;
         let parts = checkpoint.map_or(0, |checkpoint| checkpoint.letter_parts);
-        let event_type = &mapping.source().event_type;
-        let letters = DeadLetters::open(dead_letters.as_ref(), &record.run, parts, event_type, clock.now());
+        let plan = mapping.source();
+        let letters = DeadLetters::open(dead_letters.as_ref(), &record.run, parts, plan, *anonymise, clock.now());
         let tables = mapping.tables.len();
         Ok(Job {
             mapping,

@@ -80,23 +80,15 @@ impl Archive {
         let lines: Vec<Bytes> = parts.iter().flat_map(|part| part.lines.iter().cloned()).collect();
         let packed = tokio::task::spawn_blocking(move || gzip(&lines)).await.map_err(|error| error.to_string())?;
         let (body, hash) = packed.map_err(|error| format!("failed to compress: {error}"))?;
-        self.create(&group.object(earliest, &hash), body.into()).await.map(drop)
+        self.create(&group.object(earliest, &hash), body.into()).await
     }
 
-    /// Puts the whole of a large dead letter; answers its address.
-    pub async fn write_raw(&self, failed_at: Micros, raw: Vec<u8>) -> Result<String, String> {
-        let [year, month, day, ..] = clock_time(failed_at);
-        let hash = event::hex(&Sha256::digest(&raw));
-        self.create(&format!("dead-letter/raw/{year:04}/{month:02}/{day:02}/{hash}.bin"), raw.into()).await
-    }
-
-    async fn create(&self, name: &str, body: PutPayload) -> Result<String, String> {
+    async fn create(&self, name: &str, body: PutPayload) -> Result<(), String> {
         let path: Path = self.0.path.parts().chain(Path::from(name).parts()).collect();
-        let address = format!("{}/{name}", self.0.uri.trim_end_matches('/'));
         let options = PutOptions::from(PutMode::Create);
         match self.0.store.put_opts(&path, body, options).await {
-            Ok(_) | Err(Error::AlreadyExists { .. }) => Ok(address),
-            Err(error) => Err(format!("{address}: {error}")),
+            Ok(_) | Err(Error::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(format!("{}/{name}: {error}", self.0.uri.trim_end_matches('/'))),
         }
     }
 }

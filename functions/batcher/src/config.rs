@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::publish::{MAX_BYTES, MAX_EVENTS};
 use shared::settings::{SettingError, Settings};
 use shared::window::{Limits, MAX_IN_FLIGHT};
 
@@ -14,6 +15,8 @@ pub struct Config {
     pub archive: Limits,
     /// Dead letters of one object.
     pub dead_letters: Limits,
+    /// Dead letters of one message to their topic.
+    pub published_dead_letters: Limits,
     /// How long a push is worked on before it is given back.
     pub budget: Duration,
     /// First pause before a row is appended again; it doubles up to [`MAX_PAUSE`].
@@ -36,6 +39,7 @@ impl Default for Config {
             table: limits(500, 1 << 20, 250, 4),
             archive: limits(usize::MAX, 8 << 20, 10_000, 4),
             dead_letters: limits(usize::MAX, 8 << 20, 1_000, 4),
+            published_dead_letters: limits(MAX_EVENTS, MAX_BYTES, 20, 16),
             budget: Duration::from_secs(45),
             pause: Duration::from_millis(100),
             remembered_ids: 200_000,
@@ -47,7 +51,8 @@ impl Config {
     /// The defaults with what the environment sets: `BATCH_ROWS`, `BATCH_BYTES`, `BATCH_WAIT_MS`, `BATCH_IN_FLIGHT`,
     /// `ARCHIVE_BYTES`, `ARCHIVE_WAIT_MS`, `BUDGET_MS`, `REMEMBERED_IDS`.
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
-        let Self { table, archive, dead_letters, budget, pause, remembered_ids } = Self::default();
+        let Self { table, archive, dead_letters, published_dead_letters, budget, pause, remembered_ids } =
+            Self::default();
         let budget_millis = usize::try_from(budget.as_millis()).unwrap_or(MAX_BUDGET_MILLIS);
         let budget_millis = settings.within("BUDGET_MS", budget_millis, 0..=MAX_BUDGET_MILLIS)?;
         Ok(Self {
@@ -63,6 +68,7 @@ impl Config {
                 ..archive
             },
             dead_letters,
+            published_dead_letters,
             budget: Duration::from_millis(budget_millis as u64),
             pause,
             remembered_ids: settings.parsed("REMEMBERED_IDS", remembered_ids)?,
@@ -79,7 +85,7 @@ pub mod cloud {
     use shared::clock::Clock;
     use shared::metrics::Metrics;
     use shared::publish::pubsub::{Options, PubSub};
-    use shared::schema::Registry;
+    use shared::schema::Schemas;
     use shared::serve::Failure;
     use shared::settings::{Settings, fault};
     use shared::sink::Sink;
@@ -91,8 +97,8 @@ pub mod cloud {
     /// Few messages go out, and what must wait has waited before.
     const PUBLISH: Options = Options { wait: Duration::from_millis(1), give_up_after: Duration::from_secs(40) };
 
-    /// Opens what the environment names: `WAREHOUSE`, `ARCHIVE_URI`, `SCHEMAS_URI`, `ENRICHED_TOPIC` and
-    /// `DEAD_LETTER_TOPIC`.
+    /// Opens what the environment names: `WAREHOUSE`, `ARCHIVE_URI`, `SCHEMAS_URI` with
+    /// `SCHEMAS_MAX_AGE_MS`, `ENRICHED_TOPIC` and `DEAD_LETTER_TOPIC`.
     pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
         let clock = Clock::system();
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
@@ -104,7 +110,7 @@ pub mod cloud {
         }
         let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
         Ok(Deps {
-            registry: Arc::new(Registry::read(settings).await?),
+            schemas: Arc::new(Schemas::read(settings, &clock).await?),
             sink: warehouse(settings, &clock).await?,
             bucket: archive,
             enriched: Arc::new(pubsub.topic(&enriched)),

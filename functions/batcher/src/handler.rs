@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::future::join_all;
 use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
-use shared::dead_letter::{DeadLetter, Origin, REPLAY_OF, Reason, bury, reason_of};
+use shared::dead_letter::{DeadLetter, DeadLetterPublisher, Origin, REPLAY_OF, Reason, reason_of, store_raw};
 use shared::decode::{self, Code, Problem, time};
 use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, Publisher, publish_one};
-use shared::push::{Answer, Push};
+use shared::push::{Answer, Push, claim_memory};
 use shared::row::{self, Value};
-use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry, System};
+use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry, Schemas, System};
 use shared::sink::{Outcome, Sink};
 use shared::window::{Limits, Window};
 use shared::{encode, event};
@@ -25,7 +25,7 @@ use crate::{Config, dead_letters};
 /// What the batcher works with.
 pub struct Deps {
     /// The schemas it knows.
-    pub registry: Arc<Registry>,
+    pub schemas: Arc<Schemas>,
     /// The warehouse.
     pub sink: Arc<dyn Sink>,
     /// The archive; without one `/archive` only acknowledges.
@@ -48,6 +48,7 @@ pub struct Batcher {
     tables: Tables,
     archive: Option<Objects>,
     dead_letter_objects: Option<Objects>,
+    dead_letters: DeadLetterPublisher,
 }
 
 /// A row of the enriched message, read.
@@ -67,7 +68,14 @@ impl Batcher {
                 async move { vec![bucket.write(&group, &parts).await; parts.len()] }
             }))
         };
+        let (topic, metrics) = (Arc::clone(&deps.dead_letters), Arc::clone(&deps.metrics));
         Self {
+            dead_letters: DeadLetterPublisher::spawn(
+                topic,
+                deps.bucket.clone(),
+                config.published_dead_letters,
+                metrics,
+            ),
             archive: objects(config.archive),
             dead_letter_objects: objects(config.dead_letters),
             tables: Tables::new(config, &deps),
@@ -88,6 +96,7 @@ impl Batcher {
     /// The process is to end: what is held lands at once.
     pub fn hurry(&self) {
         self.tables.hurry();
+        self.dead_letters.flush_now();
         for objects in [&self.archive, &self.dead_letter_objects].into_iter().flatten() {
             objects.hurry();
         }
@@ -106,20 +115,25 @@ impl Batcher {
             Ok(push) => push,
             Err(problem) => {
                 let origin = Origin { stage: "batcher", identity: &[&body], failed_at: now, ..Origin::default() };
-                return self.bury(&[DeadLetter::new(&origin, Reason::from(&problem), &body)]).await.into();
+                let letter = DeadLetter::new(&origin, Reason::from(&problem), &body);
+                return self.dead_letters.publish(vec![letter]).await.into();
             }
         };
-        let plan = match self.plan_of(&push) {
+        let registry = self.deps.schemas.current().await;
+        let plan = match plan_of(&registry, &push) {
             Ok(plan) => plan,
             Err(NotStreamed::Never(reason)) => {
                 let origin = origin("batcher", &push, now, None);
-                return self.bury(&[DeadLetter::new(&origin, reason, &push.data)]).await.into();
+                return self.dead_letters.publish(vec![DeadLetter::new(&origin, reason, &push.data)]).await.into();
             }
             Err(NotStreamed::Newer(name)) => return unknown(&name),
         };
         // What it says is in `push`; what follows may wait long.
         drop(body);
         let (read, mut letters) = read_rows(plan, &push, now);
+        if let Err(reason) = claim_memory(memory(&push, &read, &letters)) {
+            return Answer::TryAgain(reason);
+        }
         self.deps.metrics.received.inc_by((read.len() + letters.len()) as u64);
         let (rows, received): (Vec<Row>, Vec<Option<Micros>>) =
             read.into_iter().map(|read| (read.row, read.received_at)).unzip();
@@ -157,7 +171,7 @@ impl Batcher {
             }
         }
         drop(latency);
-        if let Err(reason) = self.bury(&letters).await {
+        if let Err(reason) = self.dead_letters.publish(letters).await {
             return Answer::TryAgain(reason);
         }
         if waiting.is_empty() {
@@ -178,13 +192,18 @@ impl Batcher {
         // What is no pack of rows becomes a dead letter on the other subscription of the topic.
         let Ok(push) = Push::parse(&body) else { return Answer::Settled };
         drop(body);
-        let plan = match self.plan_of(&push) {
+        let registry = self.deps.schemas.current().await;
+        let plan = match plan_of(&registry, &push) {
             Ok(plan) => plan,
             Err(NotStreamed::Never(_)) => return Answer::Settled,
             Err(NotStreamed::Newer(name)) => return unknown(&name),
         };
         let mut groups: BTreeMap<Group, Lines> = BTreeMap::new();
-        for Read { row, event_time, received_at } in read_rows(plan, &push, now).0 {
+        let (read, letters) = read_rows(plan, &push, now);
+        if let Err(reason) = claim_memory(memory(&push, &read, &letters)) {
+            return Answer::TryAgain(reason);
+        }
+        for Read { row, event_time, received_at } in read {
             let received_at = received_at.or(push.published_at).unwrap_or(now);
             let (group, time) = Group::of_row(&plan.event_type, event_time, received_at, now);
             let lines = groups.entry(group).or_insert_with(|| Lines { lines: Vec::new(), earliest: time });
@@ -202,53 +221,79 @@ impl Batcher {
 
     /// `POST /dead-letter`: the end of the line. What the table refuses is kept in the bucket alone.
     pub async fn dead_letter(&self, body: Bytes) -> Answer {
-        let Some(plan) = self.deps.registry.get(DEAD_LETTER) else {
+        let registry = self.deps.schemas.in_force();
+        let Some(plan) = registry.get(DEAD_LETTER) else {
             return Answer::TryAgain("there is no dead_letter schema".into());
         };
         let now = self.deps.clock.now();
-        let mut letter = dead_letters::read(plan, &body, now);
-        let failed_at = time::timestamp(&letter.failed_at).unwrap_or(now);
-        if dead_letters::is_large(&letter)
-            && let (Some(bucket), Some(raw)) = (&self.deps.bucket, letter.raw_bytes())
-        {
-            match Archive(bucket.clone()).write_raw(failed_at, raw).await {
-                Ok(uri) => letter.move_raw_to(uri),
+        let mut letters = dead_letters::read(plan, &body, now);
+        drop(body);
+        if let Err(reason) = claim_memory(letters.iter().map(DeadLetter::size).sum()) {
+            return Answer::TryAgain(reason);
+        }
+        for letter in letters.iter_mut().filter(|letter| letter.is_large()) {
+            let Some((bucket, raw)) = self.deps.bucket.as_ref().zip(letter.raw_bytes()) else { continue };
+            match store_raw(bucket, failed_at(letter, now), raw).await {
+                Ok(uri) => letter.move_raw_to(Some(uri)),
                 Err(reason) => return Answer::TryAgain(reason),
             }
         }
-        let row = Row { id: letter.dead_letter_id.clone(), fingerprint: None, json: letter.to_json() };
+        let row =
+            |letter: &DeadLetter| Row { id: letter.dead_letter_id.clone(), fingerprint: None, json: letter.to_json() };
+        let rows: Vec<Row> = letters.iter().map(row).collect();
+        let mut groups: BTreeMap<Group, Lines> = BTreeMap::new();
+        for (letter, row) in letters.iter().zip(&rows) {
+            let failed_at = failed_at(letter, now);
+            let lines = groups
+                .entry(Group::of_dead_letters(failed_at))
+                .or_insert_with(|| Lines { lines: Vec::new(), earliest: failed_at });
+            lines.earliest = lines.earliest.min(failed_at);
+            lines.lines.push(row.json.clone());
+        }
+        drop(letters);
         let in_bucket = async {
             let objects = self.dead_letter_objects.as_ref()?;
-            let lines = Lines { lines: vec![row.json.clone()], earliest: failed_at };
-            Some(submit(objects, Group::of_dead_letters(failed_at), lines).await)
+            let written = groups.into_iter().map(|(group, lines)| submit(objects, group, lines));
+            Some(join_all(written).await.into_iter().collect::<Result<(), String>>())
         };
-        let rows = [row.clone()];
         let (in_bucket, in_table) = futures::future::join(in_bucket, self.tables.append(plan, &rows)).await;
-        match (in_table.into_iter().next(), in_bucket) {
-            (Some(Outcome::Done), None | Some(Ok(()))) => Answer::Settled,
-            (Some(Outcome::Poison(reason)), Some(Ok(()))) => {
-                tracing::error!(id = row.id, reason = reason.detail, "dead letter kept in the bucket alone");
-                Answer::Settled
-            }
-            (_, Some(Err(reason))) | (Some(Outcome::Retry(reason)), _) => Answer::TryAgain(reason),
-            (Some(Outcome::Poison(reason)), None) => Answer::TryAgain(reason.detail),
-            (None, _) => Answer::TryAgain("the warehouse gave no answer".into()),
+        if let Some(Err(reason)) = in_bucket {
+            return Answer::TryAgain(reason);
         }
+        for (row, outcome) in rows.iter().zip(in_table) {
+            match outcome {
+                Outcome::Done => {}
+                Outcome::Retry(reason) => return Answer::TryAgain(reason),
+                Outcome::Poison(reason) if in_bucket.is_none() => return Answer::TryAgain(reason.detail),
+                Outcome::Poison(reason) => {
+                    tracing::error!(id = row.id, reason = reason.detail, "dead letter kept in the bucket alone");
+                }
+            }
+        }
+        Answer::Settled
     }
+}
 
-    async fn bury(&self, letters: &[DeadLetter]) -> Result<(), String> {
-        bury(letters, self.deps.dead_letters.as_ref(), &self.deps.metrics).await
-    }
+/// The schema of a pack that can be taken line by line.
+fn plan_of<'r>(registry: &'r Registry, push: &Push) -> Result<&'r Arc<Plan>, NotStreamed> {
+    let never = |problem: &Problem| NotStreamed::Never(Reason::from(problem));
+    let Some(name) = push.attributes.get("event_type") else {
+        return Err(never(&Problem::new(Code::UnknownType, "a pack of rows needs the attribute event_type")));
+    };
+    let plan = registry.named(name)?;
+    push.too_long().map_or(Ok(plan), |problem| Err(never(&problem)))
+}
 
-    /// The schema of a pack that can be taken line by line.
-    fn plan_of(&self, push: &Push) -> Result<&Arc<Plan>, NotStreamed> {
-        let never = |problem: &Problem| NotStreamed::Never(Reason::from(problem));
-        let Some(name) = push.attributes.get("event_type") else {
-            return Err(never(&Problem::new(Code::UnknownType, "a pack of rows needs the attribute event_type")));
-        };
-        let plan = self.deps.registry.named(name)?;
-        push.too_long().map_or(Ok(plan), |problem| Err(never(&problem)))
-    }
+fn failed_at(letter: &DeadLetter, now: Micros) -> Micros {
+    time::timestamp(&letter.failed_at).unwrap_or(now)
+}
+
+/// About how many bytes a push takes while its rows wait: their text, and what is held beside it of each.
+fn memory(push: &Push, rows: &[Read], letters: &[DeadLetter]) -> usize {
+    /// Id, claim, outcome and places in lists.
+    const ROW: usize = 512;
+    let rows: usize = rows.iter().map(|read| ROW + read.row.json.len()).sum();
+    push.data.len() + rows + letters.iter().map(DeadLetter::size).sum::<usize>()
 }
 
 fn unknown(event_type: &str) -> Answer {

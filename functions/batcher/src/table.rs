@@ -1,7 +1,8 @@
 //! Rows to their table: deduplicated, appended in micro-batches, tried again within a budget.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use shared::clock::Clock;
 use shared::metrics::Metrics;
 use shared::schema::{DEAD_LETTER, Plan};
 use shared::sink::{Batch, Outcome, Sink};
-use shared::window::Window;
+use shared::window::{Limits, Window};
 use tokio::time::Instant;
 
 use crate::Deps;
@@ -42,40 +43,73 @@ impl Drop for Claimed {
     }
 }
 
+/// The rows of one table that wait to be appended together.
+type TableWindow = Window<(), Claimed, Vec<Outcome>>;
+
 /// The way into the warehouse: each table gathers for itself, so that one that is slow holds up no other.
 pub struct Tables {
     recent: Arc<Recent>,
-    windows: HashMap<String, Window<(), Claimed, Vec<Outcome>>>,
+    /// By event type, each with the plan that it appends by.
+    windows: Mutex<HashMap<String, (Arc<Plan>, Arc<TableWindow>)>>,
+    limits: Limits,
+    sink: Arc<dyn Sink>,
+    clock: Clock,
     budget: Duration,
     pause: Duration,
     metrics: Arc<Metrics>,
+    ending: AtomicBool,
 }
 
 impl Tables {
-    /// Starts the windows; inside a tokio runtime.
+    /// Windows are opened by the first rows of their tables.
     pub fn new(config: &Config, deps: &Deps) -> Self {
-        let recent = Arc::new(Recent::new(config.remembered_ids));
-        let window = |plan: &Arc<Plan>| {
-            let flush = Flush {
-                plan: Arc::clone(plan),
-                sink: Arc::clone(&deps.sink),
-                clock: deps.clock.clone(),
-                recent: Arc::clone(&recent),
-                metrics: Arc::clone(&deps.metrics),
-            };
-            let window = Window::spawn(config.table, move |(), pushes: Vec<Claimed>| {
-                let flush = flush.clone();
-                async move { flush.append(pushes).await }
-            });
-            (plan.event_type.clone(), window)
+        Self {
+            recent: Arc::new(Recent::new(config.remembered_ids)),
+            windows: Mutex::default(),
+            limits: config.table,
+            sink: Arc::clone(&deps.sink),
+            clock: deps.clock.clone(),
+            budget: config.budget,
+            pause: config.pause,
+            metrics: Arc::clone(&deps.metrics),
+            ending: AtomicBool::new(false),
+        }
+    }
+
+    /// The window of a table; a new one where there is none yet, or the schema has changed since. What the one before
+    /// holds is appended by the plan that it was decoded with.
+    fn window(&self, plan: &Arc<Plan>) -> Arc<TableWindow> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, window)) = windows.get_mut(&plan.event_type)
+            && (Arc::ptr_eq(known, plan) || known == plan)
+        {
+            // Schemas that were reloaded and are the same are compared once.
+            *known = Arc::clone(plan);
+            return Arc::clone(window);
+        }
+        let flush = Flush {
+            plan: Arc::clone(plan),
+            sink: Arc::clone(&self.sink),
+            clock: self.clock.clone(),
+            recent: Arc::clone(&self.recent),
+            metrics: Arc::clone(&self.metrics),
         };
-        let windows = deps.registry.plans().map(window).collect();
-        Self { recent, windows, budget: config.budget, pause: config.pause, metrics: Arc::clone(&deps.metrics) }
+        let window = Arc::new(Window::spawn(self.limits, move |(), pushes: Vec<Claimed>| {
+            let flush = flush.clone();
+            async move { flush.append(pushes).await }
+        }));
+        if self.ending.load(Ordering::Relaxed) {
+            window.hurry();
+        }
+        windows.insert(plan.event_type.clone(), (Arc::clone(plan), Arc::clone(&window)));
+        window
     }
 
     /// What is held is appended at once, and later rows wait no longer.
     pub fn hurry(&self) {
-        for window in self.windows.values() {
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ending.store(true, Ordering::Relaxed);
+        for (_, window) in windows.values() {
             window.hurry();
         }
     }
@@ -152,10 +186,7 @@ impl Tables {
             return Vec::new();
         }
         let bytes = claimed.rows.iter().map(Bytes::len).sum();
-        let Some(window) = self.windows.get(&plan.event_type) else {
-            return vec![Outcome::Retry("the event type is not known to this version".into()); rows];
-        };
-        let answer = window.submit((), rows, bytes, claimed).await;
+        let answer = self.window(plan).submit((), rows, bytes, claimed).await;
         answer.unwrap_or_else(|closed| vec![Outcome::Retry(closed.to_string()); rows])
     }
 }

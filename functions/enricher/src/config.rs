@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::enrich::address::Anonymise;
-use shared::publish::{MAX_BYTES, MAX_EVENTS};
+use shared::publish::{MAX_BYTES, MAX_EVENT_BYTES, MAX_EVENTS};
 use shared::settings::{SettingError, Settings, fault};
 use shared::window::{Limits, MAX_IN_FLIGHT};
 
@@ -14,18 +14,21 @@ pub struct Config {
     pub pack: Limits,
     /// What becomes of client addresses.
     pub anonymise: Anonymise,
+    /// The largest event that can become a row, in bytes.
+    pub max_event_bytes: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let wait = Duration::from_millis(20);
-        Self { pack: Limits { rows: MAX_EVENTS, bytes: MAX_BYTES, wait, in_flight: 16 }, anonymise: Anonymise::Off }
+        let pack = Limits { rows: MAX_EVENTS, bytes: MAX_BYTES, wait, in_flight: 16 };
+        Self { pack, anonymise: Anonymise::Off, max_event_bytes: MAX_EVENT_BYTES }
     }
 }
 
 impl Config {
     /// The defaults with what the environment sets: `PACK_ROWS`, `PACK_BYTES`, `PACK_WAIT_MS`, `PACK_IN_FLIGHT`,
-    /// `IP_ANONYMISE`.
+    /// `IP_ANONYMISE`, `MAX_EVENT_BYTES`.
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
         let Self { pack, .. } = Self::default();
         Ok(Self {
@@ -36,6 +39,7 @@ impl Config {
                 in_flight: settings.within("PACK_IN_FLIGHT", pack.in_flight, 1..=MAX_IN_FLIGHT)?,
             },
             anonymise: settings.text("IP_ANONYMISE", "off").parse().map_err(|error| fault("IP_ANONYMISE", error))?,
+            max_event_bytes: settings.within("MAX_EVENT_BYTES", MAX_EVENT_BYTES, 1..=MAX_BYTES)?,
         })
     }
 }
@@ -53,7 +57,7 @@ pub mod cloud {
     use shared::enrich::{Source, Warm};
     use shared::metrics::Metrics;
     use shared::publish::pubsub::{Options, PubSub};
-    use shared::schema::Registry;
+    use shared::schema::Schemas;
     use shared::serve::Failure;
     use shared::settings::{SettingError, Settings, fault};
 
@@ -64,8 +68,8 @@ pub mod cloud {
     /// How old a look at the lookups' sources may be.
     const LOOKUP_MAX_AGE: Duration = Duration::from_mins(1);
 
-    /// Opens what the environment names: `ENRICHED_TOPIC`, `DEAD_LETTER_TOPIC`, `SCHEMAS_URI`, `ARCHIVE_URI`, and `GEO_URI`
-    /// with `LOOKUP_MAX_AGE_MS`. The lookups are loaded when it returns.
+    /// Opens what the environment names: `ENRICHED_TOPIC`, `DEAD_LETTER_TOPIC`, `ARCHIVE_URI`, `SCHEMAS_URI` with
+    /// `SCHEMAS_MAX_AGE_MS`, and `GEO_URI` with `LOOKUP_MAX_AGE_MS`. The lookups are loaded when it returns.
     pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
         let clock = Clock::system();
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
@@ -73,7 +77,7 @@ pub mod cloud {
         let lookups = lookups(settings, &clock).await?;
         let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
         Ok(Deps {
-            registry: Arc::new(Registry::read(settings).await?),
+            schemas: Arc::new(Schemas::read(settings, &clock).await?),
             lookups: Arc::new(lookups),
             enriched: Arc::new(pubsub.topic(&enriched)),
             dead_letters: Arc::new(pubsub.topic(&dead_letters)),

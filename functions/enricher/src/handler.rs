@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::{join_all, try_join};
+use futures::future::join_all;
 use shared::bucket::Location;
 use shared::clock::{Clock, Micros};
-use shared::dead_letter::{DeadLetter, Origin, Reason, bury, reason_of};
+use shared::dead_letter::{DeadLetter, DeadLetterPublisher, Origin, Reason, reason_of};
 use shared::decode::{self, Code, time};
-use shared::enrich::address::anonymise_row;
+use shared::enrich::address::{anonymise_event, anonymise_lines, anonymise_row};
 use shared::enrich::{Tables, Warm};
+use shared::event::{BodyType, Member};
 use shared::metrics::Metrics;
-use shared::publish::{Attributes, Message, PublishError, Publisher, publish_one};
-use shared::push::{Answer, Push};
+use shared::publish::{Attributes, Message, PUBLIC, PublishError, Publisher, publish_one};
+use shared::push::{Answer, Push, claim_memory};
 use shared::row::{Row, Value};
-use shared::schema::{NotStreamed, Plan, Registry};
+use shared::schema::{Ingest, Plan, Registry, Schemas};
 use shared::window::Window;
 use shared::{encode, event};
 use tokio::time::Instant;
@@ -29,14 +30,15 @@ const STAGE: &str = "enricher";
 /// What the enricher works with.
 pub struct Deps {
     /// The schemas it knows.
-    pub registry: Arc<Registry>,
+    pub schemas: Arc<Schemas>,
     /// The lookups.
     pub lookups: Arc<Warm>,
     /// The enriched topic.
     pub enriched: Arc<dyn Publisher>,
     /// The dead-letter topic.
     pub dead_letters: Arc<dyn Publisher>,
-    /// Where it is remembered when an event without a time was first seen; without one every attempt gets its own time.
+    /// Where the raw text of large dead letters goes, and where it is remembered when an event without a time was first
+    /// seen. Without one every attempt at such an event gets a time of its own.
     pub bucket: Option<Location>,
     /// Time.
     pub clock: Clock,
@@ -49,6 +51,7 @@ pub struct Enricher {
     deps: Deps,
     config: Config,
     packer: Window<String, Part, Result<(), PublishError>>,
+    dead_letters: DeadLetterPublisher,
 }
 
 /// Rows of one type from one push: NDJSON without a last line end.
@@ -60,9 +63,6 @@ struct Part {
 
 /// What a push comes to, by event type.
 type Parts = BTreeMap<String, Vec<Part>>;
-
-/// Rows, dead letters, and events whose time must be looked up first.
-type Enriched<'p> = (Parts, Vec<DeadLetter>, Vec<Undated<'p>>);
 
 impl Enricher {
     /// Starts the function; inside a tokio runtime.
@@ -81,7 +81,9 @@ impl Enricher {
                 vec![answer; count]
             }
         });
-        Self { deps, config, packer }
+        let (topic, metrics) = (Arc::clone(&deps.dead_letters), Arc::clone(&deps.metrics));
+        let dead_letters = DeadLetterPublisher::spawn(topic, deps.bucket.clone(), config.pack, metrics);
+        Self { deps, config, packer, dead_letters }
     }
 
     /// What is counted.
@@ -92,152 +94,282 @@ impl Enricher {
     /// The process is to end: what is held is published at once.
     pub fn hurry(&self) {
         self.packer.hurry();
+        self.dead_letters.flush_now();
     }
 
     /// Handles the body of one push. It answers only after every event in it is on a topic.
-    pub async fn push(&self, body: &[u8]) -> Answer {
+    pub async fn push(&self, body: Bytes) -> Answer {
         let now = self.deps.clock.now();
-        let push = match Push::parse(body) {
+        let push = match Push::parse(&body) {
             Ok(push) => push,
             Err(problem) => {
-                let origin = Origin { stage: STAGE, identity: &[body], failed_at: now, ..Origin::default() };
-                let letter = DeadLetter::new(&origin, Reason::from(&problem), body);
-                return self.settle(Parts::new(), vec![letter]).await;
+                let origin = Origin { stage: STAGE, identity: &[&body], failed_at: now, ..Origin::default() };
+                let letter = DeadLetter::new(&origin, Reason::from(&problem), &body);
+                return self.publish(Parts::new(), vec![letter]).await.into();
             }
         };
-        let tables = self.deps.lookups.tables().await;
+        // `push` holds what the body said.
+        drop(body);
+        let (tables, registry) = (self.deps.lookups.tables().await, self.deps.schemas.current().await);
         self.deps.metrics.received.inc_by(push.lines().count() as u64);
-        let (mut parts, letters, undated) = match self.enrich(&push, &tables, now) {
-            Ok(enriched) => enriched,
-            Err(try_again) => return Answer::TryAgain(try_again),
+        let work = Enrichment {
+            config: &self.config,
+            registry: &registry,
+            tables: &tables,
+            push: &push,
+            now,
+            remembers: self.deps.bucket.is_some(),
         };
+        let Enriched { mut parts, letters, undated } = work.run();
+        if let Err(reason) = claim_memory(push.data.len() + size(&parts, &letters)) {
+            return Answer::TryAgain(reason);
+        }
         if let Some(bucket) = self.deps.bucket.as_ref().filter(|_| !undated.is_empty()) {
             match first_seen::times(bucket, &undated).await {
-                Ok(times) => self.add_dated(&push, &tables, now, undated.into_iter().zip(times), &mut parts),
-                Err(try_again) => return Answer::TryAgain(try_again),
+                Ok(times) => work.add_dated(undated.into_iter().zip(times), &mut parts),
+                Err(reason) => return Answer::TryAgain(reason),
             }
         }
-        self.settle(parts, letters).await
+        // Rows and dead letters hold all that is needed of it.
+        drop(push);
+        self.publish(parts, letters).await.into()
     }
 
-    /// Adds the rows of events whose time is known at last.
-    fn add_dated<'p>(
-        &self,
-        push: &Push,
-        tables: &Tables,
-        now: Micros,
-        events: impl Iterator<Item = (Undated<'p>, Micros)>,
-        parts: &mut Parts,
-    ) {
-        let received_at = received_at(push).unwrap_or(now);
-        let mut row = Row::default();
-        for (Undated { plan, number, line, .. }, time) in events {
-            // It was decoded before, so it is good.
-            if let (Ok(()), Some(partition)) = (decode_event(plan, line, now, &mut row), plan.table.partition) {
-                row.set(partition.column, Value::Timestamp(time));
-                let number = number.to_string();
-                let identity = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
-                self.add(tables, plan, received_at, &identity, &mut row, parts);
-            }
-        }
-    }
-
-    /// Adds the row of a decoded event.
-    fn add<'t>(
-        &self,
-        tables: &'t Tables,
-        plan: &Arc<Plan>,
-        received_at: Micros,
-        identity: &[&[u8]],
-        row: &mut Row<'t>,
-        parts: &mut Parts,
-    ) {
-        tables.enrich(plan, row);
-        anonymise_row(self.config.anonymise, plan, row);
-        set_system_columns(plan, received_at, identity, row);
-        let of_type = parts.entry(plan.event_type.clone()).or_default();
-        append(of_type, plan, row, self.config.pack.rows, self.config.pack.bytes);
-    }
-
-    /// Splits a push into rows by type and dead letters; the error is a push that a newer version may understand.
-    fn enrich<'p>(&'p self, push: &'p Push, tables: &'p Tables, now: Micros) -> Result<Enriched<'p>, String> {
-        let by_publisher = received_by_publisher(push);
-        let received_at = received_at(push).unwrap_or(now);
-        let remembers = self.deps.bucket.is_some();
-        let mut undated = Vec::new();
-        let mut letters = Vec::new();
-        let mut parts = Parts::new();
-        let whole = |reason: Reason| {
-            let identity: &[&[u8]] = &[push.subscription.as_bytes(), push.message_id.as_bytes()];
-            let event_type = push.attributes.get("event_type").map(String::as_str);
-            let received_at = Some(received_at);
-            let attempts = push.attempt;
-            let origin =
-                Origin { stage: STAGE, event_type, event_id: None, identity, received_at, failed_at: now, attempts };
-            DeadLetter::new(&origin, reason, &push.data)
-        };
-        let name = push.attributes.get("event_type");
-        let named = match name.map(|name| self.deps.registry.named(name)).transpose() {
-            Ok(named) => named,
-            Err(NotStreamed::Newer(name)) => return Err(format!("event type {name} is not known to this version")),
-            Err(NotStreamed::Never(reason)) => return Ok((parts, vec![whole(reason)], undated)),
-        };
-        if let Some(problem) = push.too_long() {
-            return Ok((parts, vec![whole(Reason::from(&problem))], undated));
-        }
-        let mut row = Row::default();
-        for (index, line) in push.lines() {
-            let plan = match named {
-                Some(plan) => plan,
-                None => match self.deps.registry.streaming(event::type_in_body(&self.deps.registry, line)) {
-                    Some(plan) => plan,
-                    None => return Err("there is no clickstream schema".into()),
-                },
-            };
-            let number = index.to_string();
-            let identity: [&[u8]; 3] = [push.subscription.as_bytes(), push.message_id.as_bytes(), number.as_bytes()];
-            match decode_event(plan, line, now, &mut row) {
-                Ok(()) => match remembers.then(|| Undated::of(plan, index, line, &row, by_publisher)).flatten() {
-                    Some(event) => undated.push(event),
-                    None => self.add(tables, plan, received_at, &identity, &mut row, &mut parts),
-                },
-                Err(reason) => {
-                    // The id that the row would have had, so that a replay has it too.
-                    let given = plan.system.and_then(|system| row.text(system.event_id));
-                    let given = given.filter(|id| event::is_event_id(id));
-                    let event_id = given.map_or_else(|| event::derived_id(&identity), str::to_string);
-                    let origin = Origin {
-                        stage: STAGE,
-                        event_type: Some(&plan.event_type),
-                        event_id: Some(&event_id),
-                        identity: &identity,
-                        received_at: Some(received_at),
-                        failed_at: now,
-                        attempts: push.attempt,
-                    };
-                    letters.push(DeadLetter::new(&origin, reason, line));
-                }
-            }
-        }
-        if parts.is_empty() && letters.is_empty() && undated.is_empty() {
-            letters.push(whole(Reason { code: Code::BadJson, detail: "the message holds no event".into() }));
-        }
-        Ok((parts, letters, undated))
-    }
-
-    async fn settle(&self, parts: Parts, letters: Vec<DeadLetter>) -> Answer {
+    /// Publishes the dead letters first: where their topic takes none, no row is published with each redelivery.
+    async fn publish(&self, parts: Parts, letters: Vec<DeadLetter>) -> Result<(), String> {
+        self.dead_letters.publish(letters).await?;
         // Of a known length: `join_all` then needs no queue for the few there are.
         let parts: Vec<Part> = parts.into_values().flatten().collect();
-        let rows = join_all(parts.into_iter().map(|part| self.submit(part)));
-        let rows = async { rows.await.into_iter().collect::<Result<(), String>>() };
-        let letters = bury(&letters, self.deps.dead_letters.as_ref(), &self.deps.metrics);
-        try_join(rows, letters).await.map(drop).into()
+        join_all(parts.into_iter().map(|part| self.submit(part))).await.into_iter().collect()
     }
 
     async fn submit(&self, part: Part) -> Result<(), String> {
         let (key, rows, bytes) = (part.plan.event_type.clone(), part.rows, part.data.len() + 1);
         let answer = self.packer.submit(key, rows, bytes, part).await;
         answer.map_err(|closed| closed.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+/// What the publisher may add to an event, in bytes: the largest event there is one that is not too large here.
+const ADDED_BYTES: usize = 1 << 10;
+
+/// Bytes of rows and dead letters.
+fn size(parts: &Parts, letters: &[DeadLetter]) -> usize {
+    let rows: usize = parts.values().flatten().map(|part| part.data.len()).sum();
+    rows + letters.iter().map(DeadLetter::size).sum::<usize>()
+}
+
+/// What a push comes to.
+#[derive(Default)]
+struct Enriched<'e> {
+    parts: Parts,
+    letters: Vec<DeadLetter>,
+    /// Events whose time has to be looked up first.
+    undated: Vec<Undated<'e>>,
+}
+
+/// The work on one push.
+struct Enrichment<'e> {
+    config: &'e Config,
+    registry: &'e Registry,
+    tables: &'e Tables,
+    push: &'e Push,
+    now: Micros,
+    /// Whether there is a memory of when events were first seen.
+    remembers: bool,
+}
+
+impl<'e> Enrichment<'e> {
+    /// Splits a push into rows by type, dead letters, and events whose time has to be looked up.
+    fn run(&self) -> Enriched<'e> {
+        let mut enriched = Enriched::default();
+        if let Some(problem) = self.push.too_long() {
+            enriched.letters.push(self.whole(Reason::from(&problem)));
+            return enriched;
+        }
+        let named = self.push.attributes.get("event_type").map(|name| self.registry.get(name).ok_or(name));
+        if let Some(Ok(plan)) = named
+            && let Err(reason) = self.check_allowed(plan)
+        {
+            enriched.letters.push(self.whole(reason));
+            return enriched;
+        }
+        let Enriched { parts, letters, undated } = &mut enriched;
+        let mut row = Row::default();
+        for (index, line) in self.push.lines() {
+            let number = index.to_string();
+            let identity: [&[u8]; 3] =
+                [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
+            let plan = match named {
+                Some(Ok(plan)) => Ok(plan),
+                Some(Err(name)) => Err((Some(name.clone()).filter(|name| event::is_event_type(name)), unknown_type())),
+                None => self.plan_of(line),
+            };
+            let plan = match plan {
+                Ok(plan) if line.len() <= self.config.max_event_bytes + ADDED_BYTES => plan,
+                Ok(plan) => {
+                    let detail = format!("{} bytes; an event has {} at most", line.len(), self.config.max_event_bytes);
+                    let reason = Reason { code: Code::TooLarge, detail };
+                    letters.push(self.letter(
+                        Some(&plan.event_type),
+                        given_id(line).as_deref(),
+                        &identity,
+                        reason,
+                        line,
+                    ));
+                    continue;
+                }
+                Err((event_type, reason)) => {
+                    letters.push(self.letter(
+                        event_type.as_deref(),
+                        given_id(line).as_deref(),
+                        &identity,
+                        reason,
+                        line,
+                    ));
+                    continue;
+                }
+            };
+            match decode_event(plan, line, self.now, &mut row) {
+                Ok(()) => match self.undated(plan, index, line, &row) {
+                    Some(event) => undated.push(event),
+                    None => self.add(plan, &identity, &mut row, parts),
+                },
+                Err(reason) => {
+                    let given = plan.system.and_then(|system| row.text(system.event_id));
+                    let given = given.filter(|id| event::is_event_id(id)).map(str::to_string);
+                    letters.push(self.letter(Some(&plan.event_type), given.as_deref(), &identity, reason, line));
+                }
+            }
+        }
+        if parts.is_empty() && letters.is_empty() && undated.is_empty() {
+            letters.push(self.whole(Reason { code: Code::BadJson, detail: "the message holds no event".into() }));
+        }
+        enriched
+    }
+
+    /// The event, where its time has to be looked up.
+    fn undated(&self, plan: &'e Arc<Plan>, index: usize, line: &'e [u8], row: &Row<'_>) -> Option<Undated<'e>> {
+        self.remembers.then(|| Undated::of(plan, index, line, row, self.received_by_publisher())).flatten()
+    }
+
+    /// Adds the rows of events whose time is known at last.
+    fn add_dated(&self, events: impl Iterator<Item = (Undated<'e>, Micros)>, parts: &mut Parts) {
+        let mut row = Row::default();
+        for (Undated { plan, number, line, .. }, time) in events {
+            // It was decoded before, so it is good.
+            if let (Ok(()), Some(partition)) = (decode_event(plan, line, self.now, &mut row), plan.table.partition) {
+                row.set(partition.column, Value::Timestamp(time));
+                let number = number.to_string();
+                let identity = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
+                self.add(plan, &identity, &mut row, parts);
+            }
+        }
+    }
+
+    /// Adds the row of a decoded event.
+    fn add(&self, plan: &Arc<Plan>, identity: &[&[u8]], row: &mut Row<'e>, parts: &mut Parts) {
+        self.tables.enrich(plan, row);
+        anonymise_row(self.config.anonymise, plan, row);
+        set_system_columns(plan, self.received_at(), identity, row);
+        let of_type = parts.entry(plan.event_type.clone()).or_default();
+        append(of_type, plan, row, self.config.pack.rows, self.config.pack.bytes);
+    }
+
+    /// The schema of an event whose message names none; the error is the type that it names, and why it can be no row.
+    fn plan_of(&self, line: &[u8]) -> Result<&'e Arc<Plan>, (Option<String>, Reason)> {
+        match event::type_in_body(self.registry, line) {
+            BodyType::Known(plan) => {
+                self.check_allowed(plan).map(|()| plan).map_err(|reason| (Some(plan.event_type.clone()), reason))
+            }
+            BodyType::Unknown(name) => Err((name, unknown_type())),
+        }
+    }
+
+    /// Whether events of the type may come in by this message.
+    fn check_allowed(&self, plan: &Plan) -> Result<(), Reason> {
+        let (name, public) = PUBLIC;
+        let is_public = self.push.attributes.get(name).is_some_and(|ingest| ingest == public);
+        match plan.ingest {
+            Ingest::Public => Ok(()),
+            Ingest::Stream if !is_public => Ok(()),
+            Ingest::Stream => {
+                let detail = "the type is not taken from a public publisher; publish it to the topic".into();
+                Err(Reason { code: Code::TypeNotAllowed, detail })
+            }
+            Ingest::Batch | Ingest::Internal => {
+                Err(Reason { code: Code::TypeNotAllowed, detail: "this type does not come over a stream".into() })
+            }
+        }
+    }
+
+    /// The publisher's clock, else the topic's.
+    fn received_at(&self) -> Micros {
+        self.received_by_publisher().or(self.push.published_at).unwrap_or(self.now)
+    }
+
+    fn received_by_publisher(&self) -> Option<Micros> {
+        self.push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok())
+    }
+
+    /// The dead letter of a whole message.
+    fn whole(&self, reason: Reason) -> DeadLetter {
+        let identity: [&[u8]; 2] = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes()];
+        let origin = self.origin(self.push.attributes.get("event_type").map(String::as_str), None, &identity);
+        let raw = anonymise_lines(self.config.anonymise, |key| self.registry.is_address_key(key), &self.push.data);
+        DeadLetter::new(&origin, reason, &raw)
+    }
+
+    /// The dead letter of an event: under the id that its row would have had, so that a replay has it too.
+    fn letter(
+        &self,
+        event_type: Option<&str>,
+        event_id: Option<&str>,
+        identity: &[&[u8]],
+        reason: Reason,
+        line: &[u8],
+    ) -> DeadLetter {
+        let derived;
+        let event_id = match event_id {
+            Some(id) => id,
+            None => {
+                derived = event::derived_id(identity);
+                &derived
+            }
+        };
+        let origin = self.origin(event_type, Some(event_id), identity);
+        let raw = anonymise_event(self.config.anonymise, |key| self.registry.is_address_key(key), line);
+        DeadLetter::new(&origin, reason, raw.as_deref().unwrap_or(line))
+    }
+
+    fn origin<'o>(
+        &self,
+        event_type: Option<&'o str>,
+        event_id: Option<&'o str>,
+        identity: &'o [&'o [u8]],
+    ) -> Origin<'o> {
+        Origin {
+            stage: STAGE,
+            event_type,
+            event_id,
+            identity,
+            received_at: Some(self.received_at()),
+            failed_at: self.now,
+            attempts: self.push.attempt,
+        }
+    }
+}
+
+fn unknown_type() -> Reason {
+    let detail = "no schema has this event_type; the event can be replayed once one has".into();
+    Reason { code: Code::UnknownType, detail }
+}
+
+/// The id that an event which is not decoded brings along.
+fn given_id(line: &[u8]) -> Option<String> {
+    match event::member(std::str::from_utf8(line).ok()?, ["event_id", "eventId"]) {
+        Ok(Member::Text(id)) if event::is_event_id(&id) => Some(id.into_owned()),
+        _ => None,
     }
 }
 
@@ -255,15 +387,6 @@ fn set_system_columns(plan: &Plan, received_at: Micros, identity: &[&[u8]], row:
     row.set(system.received_at, Value::Timestamp(received_at));
     row.set(system.schema_version, Value::Text(plan.version.clone().into()));
     event::set_fingerprint(plan, row);
-}
-
-/// The publisher's clock, else the topic's.
-fn received_at(push: &Push) -> Option<Micros> {
-    received_by_publisher(push).or(push.published_at)
-}
-
-fn received_by_publisher(push: &Push) -> Option<Micros> {
-    push.attributes.get("received_at").and_then(|text| time::timestamp(text).ok())
 }
 
 /// Adds a row to the last part of its type, or to a new one where that is full.

@@ -29,5 +29,5 @@ pub fn router(enricher: Arc<Enricher>) -> Router {
 
 async fn push(State(enricher): State<Arc<Enricher>>, body: Bytes) -> StatusCode {
     let working = Arc::clone(&enricher);
-    push::answer(enricher.metrics(), async move { working.push(&body).await }).await
+    push::answer(enricher.metrics(), async move { working.push(body).await }).await
 }

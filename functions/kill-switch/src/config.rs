@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use shared::clock::Micros;
 use shared::settings::{SettingError, Settings, fault};
 
 use crate::amount::limit;
 use crate::notice::Checks;
-use crate::policy::Limits;
+use crate::policy::{Detach, Limits};
 use crate::state::{Grant, Mode};
 use crate::turn::Targets;
 
@@ -18,6 +19,8 @@ pub const SUBSCRIPTIONS: &str =
 pub const BUDGET_SUBSCRIPTION: &str = "budget-sub";
 /// Longer than Pub/Sub tries to deliver a notice before it gives up, 100 times with pauses of up to 10 minutes.
 const MAX_NOTICE_AGE: Duration = Duration::from_hours(24);
+/// How long brake and stop must have been in force before *detach*: most cost is known to Google Billing by then.
+const DETACH_AFTER: &str = "6h";
 
 /// Settings of the kill-switch.
 #[derive(Debug, Clone)]
@@ -34,8 +37,8 @@ pub struct Config {
 
 impl Config {
     /// What the environment sets: `MODE`, `BILLING_ACCOUNT_ID`, `BUDGET_ID`, `MONTHLY_LIMIT`, `DAILY_LIMIT`, `BRAKE_AT`,
-    /// `STOP_AT`, `DETACH_AT`, `PROJECTS`, `SUBSCRIPTIONS`, `BUDGET_SUBSCRIPTION`, `RAW_TOPIC`, `PUBLISHER_MEMBER`,
-    /// `MAX_NOTICE_AGE_MS`.
+    /// `STOP_AT`, `DETACH_AT`, `DETACH`, `DETACH_AFTER`, `PROJECTS`, `SUBSCRIPTIONS`, `BUDGET_SUBSCRIPTION`, `RAW_TOPIC`,
+    /// `PUBLISHER_MEMBER`, `MAX_NOTICE_AGE_MS`.
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
         let mode = settings.required("MODE", "dry-run (only logs what it would do) or armed")?;
         let mode = mode.parse().map_err(|error| fault("MODE", format!("`{mode}`: {error}")))?;
@@ -104,7 +107,21 @@ fn limits(settings: &Settings) -> Result<(Limits, String), SettingError> {
     let brake_at = share("BRAKE_AT", 80, 1)?;
     let stop_at = share("STOP_AT", 100, brake_at)?;
     let detach_at = share("DETACH_AT", 120, stop_at)?;
-    Ok((Limits { month, day, brake_at, stop_at, detach_at }, currency))
+    Ok((Limits { month, day, brake_at, stop_at, detach_at, detach: detach(settings)? }, currency))
+}
+
+/// Whether and when *detach* may happen: `DETACH` (`never`) and `DETACH_AFTER` (`6h`).
+fn detach(settings: &Settings) -> Result<Detach, SettingError> {
+    let name = "DETACH_AFTER";
+    let text = settings.text(name, DETACH_AFTER);
+    let after = text.parse::<SignedDuration>().ok().filter(|after| after.is_positive());
+    let after = after.and_then(|after| Micros::try_from(after.as_micros()).ok());
+    let after = after.ok_or_else(|| fault(name, format!("`{text}`: give a time such as 6h or 90m")))?;
+    match settings.text("DETACH", "never") {
+        "never" => Ok(Detach::Never),
+        "monthly" => Ok(Detach::Monthly { after }),
+        other => Err(fault("DETACH", format!("`{other}`: give never or monthly"))),
+    }
 }
 
 /// The projects that may be detached, the kill-switch's own at the end: after it nothing more can be done.

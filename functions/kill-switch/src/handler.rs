@@ -180,12 +180,13 @@ impl KillSwitch {
 
     /// Does what is due, in its order; one that fails does not keep the next from being tried.
     async fn carry_out(&self, due: Vec<Action>, me: &str) -> Answer {
-        let Deps { controls, store, .. } = &self.deps;
+        let Deps { controls, store, clock, .. } = &self.deps;
         let mut left = Vec::new();
         for action in due {
             let acting = async {
                 turn::act(action, &self.config.targets, controls.as_ref(), store).await?;
-                store.update(|state| state.set(action, Status::Done)).await?;
+                let now = clock.now();
+                store.update(|state| state.finish(action, now)).await?;
                 Ok::<(), Fault>(())
             };
             if let Err(reason) = within(ACTION, acting).await {

@@ -69,9 +69,10 @@ pub async fn look(store: &Store) -> Result<Released, ReleaseError> {
 
 /// Undoes *brake* and *stop*: push settings as they were saved, the publisher's right. Then nothing is in force any more.
 ///
-/// What this interval has called for counts as released, also where it was still due: it is not done again in this interval,
-/// and what it has not called for yet comes at its own share. Where something cannot be undone it stays in the state with the
-/// projects that are to be linked again, and the rest is undone.
+/// What this interval has called for counts as released, also where it was still due: it is done again in this interval once its
+/// share of a limit is crossed anew, be it that of a raised limit or the next day's. What it has not called for yet comes at its
+/// own share. Where something cannot be undone it stays in the state with the projects that are to be linked again, and the rest
+/// is undone.
 pub async fn release(store: &Store, controls: &dyn Controls, now: Micros) -> Result<Released, ReleaseError> {
     let me = Uuid::new_v4().to_string();
     let begin = |state: &mut State| {

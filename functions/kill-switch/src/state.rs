@@ -107,7 +107,7 @@ pub enum Status {
     Due,
     /// Done.
     Done,
-    /// Undone by `contextflow release`; not done again in this interval.
+    /// Undone by `contextflow release`; called for again once its share of a limit is crossed anew.
     Released,
 }
 
@@ -121,6 +121,9 @@ pub struct Record {
     /// When the notice that called for it was published.
     #[serde(with = "text")]
     pub since: Micros,
+    /// When it was done; none where it is not, and where an earlier version did it.
+    #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
+    pub done_at: Option<Micros>,
 }
 
 /// What is known of an interval of the budget.
@@ -223,6 +226,15 @@ impl State {
         records.filter(|(_, record)| record.status == Status::Due).map(|(action, _)| *action).collect()
     }
 
+    /// Marks an action of this interval as done.
+    pub(crate) fn finish(&mut self, action: Action, now: Micros) {
+        self.set(action, Status::Done);
+        let record = self.interval.as_mut().and_then(|interval| interval.actions.get_mut(&action));
+        if let Some(record) = record {
+            record.done_at = Some(now);
+        }
+    }
+
     /// Sets how far an action of this interval is.
     pub(crate) fn set(&mut self, action: Action, status: Status) {
         let record = self.interval.as_mut().and_then(|interval| interval.actions.get_mut(&action));
@@ -250,6 +262,26 @@ impl State {
     /// Gives the right back.
     pub(crate) fn unclaim(&mut self, me: &str) {
         self.claim.take_if(|claim| claim.by == me);
+    }
+}
+
+/// Times that may be missing, as RFC 3339.
+mod optional_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use shared::clock::Micros;
+
+    #[derive(Deserialize)]
+    struct Text(#[serde(with = "super::text")] Micros);
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => super::text::serialize(time, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Micros>, D::Error> {
+        Ok(Option::<Text>::deserialize(deserializer)?.map(|Text(time)| time))
     }
 }
 

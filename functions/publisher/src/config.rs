@@ -2,19 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::clock::Clock;
 use shared::credentials;
 use shared::enrich::address::Anonymise;
+use shared::publish::MAX_EVENT_BYTES;
 use shared::publish::pubsub::{Options, PubSub};
-use shared::schema::Registry;
+use shared::schema::{Registry, Schemas};
 use shared::serve::Failure;
 use shared::settings::{SettingError, Settings, fault};
 
-use crate::{Deps, StreamTypes};
+use crate::{Deps, Limits, MAX_BODY, StreamTypes};
 
 /// What a publish may take, in milliseconds. A login may add 6 s to it, and API Gateway gives up on a Lambda after 29 s.
 const TIMEOUT: RangeInclusive<u128> = 100..=20_000;
@@ -28,17 +28,24 @@ pub struct Config {
     pub raw_topic: String,
     /// How a client's address is added.
     pub anonymise: Anonymise,
+    /// The largest event that can become a row, in bytes.
+    pub max_event_bytes: usize,
+    /// Whether a request without a body stands for one synthetic event.
+    pub synthetic_events: bool,
     /// How messages are sent. The events of one request are sent together without waiting; the wait only serves to join
     /// those of concurrent requests, which a Lambda does not have.
     pub publish: Options,
 }
 
 impl Config {
-    /// `RAW_TOPIC` (`clickstream-raw-topic`), `IP_ANONYMISE` (`off`), `PUBLISH_TIMEOUT_MS` (8000), `PUBLISH_WAIT_MS` (1).
+    /// `RAW_TOPIC` (`clickstream-raw-topic`), `IP_ANONYMISE` (`off`), `MAX_EVENT_BYTES` (262144), `SYNTHETIC_EVENTS`
+    /// (`off`), `PUBLISH_TIMEOUT_MS` (8000), `PUBLISH_WAIT_MS` (1).
     pub fn read(settings: &Settings) -> Result<Self, SettingError> {
         Ok(Self {
             raw_topic: settings.topic("RAW_TOPIC", "clickstream-raw-topic")?,
             anonymise: settings.text("IP_ANONYMISE", "off").parse().map_err(|error| fault("IP_ANONYMISE", error))?,
+            max_event_bytes: settings.within("MAX_EVENT_BYTES", MAX_EVENT_BYTES, 1..=MAX_BODY)?,
+            synthetic_events: settings.flag("SYNTHETIC_EVENTS", false)?,
             publish: Options {
                 wait: millis(settings, "PUBLISH_WAIT_MS", Duration::from_millis(1), &WAIT)?,
                 give_up_after: millis(settings, "PUBLISH_TIMEOUT_MS", Duration::from_secs(8), &TIMEOUT)?,
@@ -72,31 +79,31 @@ fn stream_types(settings: &Settings, registry: &Registry) -> Result<StreamTypes,
     }
 }
 
-/// Opens what the environment names: the topic, `SCHEMAS_URI` and `PUBLISH_TYPES`. Done once; every request shares it.
-pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
-    let config = Config::read(settings)?;
-    let registry = registry(settings)?;
-    let stream_types = stream_types(settings, &registry)?;
-    let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish).await?;
-    Ok(Deps {
-        registry: Arc::new(registry),
-        topic: Arc::new(pubsub.topic(&config.raw_topic)),
-        clock: Clock::system(),
-        anonymise: config.anonymise,
-        stream_types,
+/// `MAX_BODY_BYTES` (1 MiB) and `MAX_REQUEST_EVENTS` (500): what a request may hold, where anyone may send one.
+pub fn limits(settings: &Settings) -> Result<Limits, SettingError> {
+    let Limits { body_bytes, events } = Limits::default();
+    Ok(Limits {
+        body_bytes: settings.within("MAX_BODY_BYTES", body_bytes, 1..=body_bytes)?,
+        events: settings.within("MAX_REQUEST_EVENTS", events, 1..=events)?,
     })
 }
 
-fn registry(settings: &Settings) -> Result<Registry, SettingError> {
-    let name = "SCHEMAS_URI";
-    let registry = match settings.get(name) {
-        Some(uri) if uri.contains("://") => {
-            return Err(fault(name, format!("`{uri}`: the publisher reads a folder; pack the schemas beside it")));
-        }
-        Some(folder) => Registry::with_folder(Path::new(folder)),
-        None => Registry::built_in(),
-    };
-    registry.map_err(|error| fault(name, error))
+/// Opens what the environment names: the topic, and `SCHEMAS_URI`. Done once; every request shares it.
+pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
+    let config = Config::read(settings)?;
+    let clock = Clock::system();
+    let schemas = Schemas::read(settings, &clock).await?;
+    let stream_types = stream_types(settings, &schemas.in_force())?;
+    let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish).await?;
+    Ok(Deps {
+        schemas: Arc::new(schemas),
+        topic: Arc::new(pubsub.topic(&config.raw_topic)),
+        clock,
+        anonymise: config.anonymise,
+        max_event_bytes: config.max_event_bytes,
+        synthetic_events: config.synthetic_events,
+        stream_types,
+    })
 }
 
 #[cfg(test)]
@@ -140,6 +147,10 @@ mod tests {
         assert!(refusal("GOOGLE_CLOUD_PROJECT", "").starts_with("GOOGLE_CLOUD_PROJECT: not set"));
         assert_eq!(refusal("PUBLISH_TIMEOUT_MS", "60000"), "PUBLISH_TIMEOUT_MS: give 100 to 20000");
         assert_eq!(refusal("PUBLISH_WAIT_MS", "0"), "PUBLISH_WAIT_MS: give 1 to 1000");
+        assert_eq!(refusal("MAX_EVENT_BYTES", "2000000"), "MAX_EVENT_BYTES: 2000000: give 1 to 1048576");
+        assert_eq!(refusal("SYNTHETIC_EVENTS", "yes"), "SYNTHETIC_EVENTS: `yes`: give on or off");
         assert!(refusal("IP_ANONYMISE", "some").starts_with("IP_ANONYMISE: "));
+        let error = limits(&Settings::from_iter([("MAX_BODY_BYTES", "2000000")])).unwrap_err();
+        assert_eq!(error.to_string(), "MAX_BODY_BYTES: 2000000: give 1 to 1048576");
     }
 }

@@ -8,32 +8,39 @@ use serde::Serialize;
 use shared::clock::{Clock, Micros};
 use shared::decode::json::{Next, Scanner};
 use shared::decode::time::timestamp_text;
-use shared::decode::{self, Code, Problem};
+use shared::decode::{self, Code, Problem, Problems};
 use shared::encode::Splice;
 use shared::enrich::ENRICHMENTS;
-use shared::enrich::address::{Anonymise, anonymise};
-use shared::event;
-use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, Publisher, publish_all};
-use shared::row::Row;
-use shared::schema::{DEFAULT_TYPE, Ingest, Mode, Plan, Registry};
+use shared::enrich::address::{Anonymise, anonymise, anonymise_event};
+use shared::event::{self, BodyType, Member};
+use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, PUBLIC, Publisher, publish_all};
+use shared::row::{Row, Value};
+use shared::schema::{Ingest, Mode, Plan, Registry, Schemas};
 
 use crate::synthetic;
 
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
+/// How many problems the answer to a request lists in all; of further ones it tells the number.
+const MAX_LISTED_PROBLEMS: usize = 200;
+
 /// How many events of a request may have an id that tells no time, and no time of their own.
 const MAX_UNDATED: usize = 10;
 
 /// What the publisher works with.
 pub struct Deps {
     /// The schemas it knows.
-    pub registry: Arc<Registry>,
+    pub schemas: Arc<Schemas>,
     /// The raw topic.
     pub topic: Arc<dyn Publisher>,
     /// Time.
     pub clock: Clock,
-    /// How a client's address is added; dropping is left to the enricher, which needs the network for its lookups.
+    /// What becomes of clients' addresses; dropping is left to the enricher, which needs the network for its lookups.
     pub anonymise: Anonymise,
+    /// The largest event that can become a row, in bytes; a larger one becomes a dead letter.
+    pub max_event_bytes: usize,
+    /// Whether a request without a body stands for one synthetic event.
+    pub synthetic_events: bool,
     /// Which types with `ingest: stream` it accepts.
     pub stream_types: StreamTypes,
 }
@@ -102,6 +109,14 @@ pub struct Accepted {
     pub message_id: String,
     /// What breaks its schema (it will be a dead letter) or was filled in.
     pub problems: Vec<Problem>,
+    /// How many more problems there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_problems: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// An event that can never be kept.
@@ -146,18 +161,29 @@ pub enum Refusal {
 
 /// Publishes the events of a body and answers only when the topic has acknowledged them.
 ///
-/// An empty body without a content type stands for one synthetic event.
+/// Where the settings allow it, an empty body without a content type stands for one synthetic event.
 pub async fn publish(deps: &Deps, media: Media, body: &[u8], client: Option<IpAddr>) -> Result<Receipt, Refusal> {
+    publish_within(deps, MAX_EVENTS, media, body, client).await
+}
+
+/// The same for a body of at most `max_events` events.
+pub async fn publish_within(
+    deps: &Deps,
+    max_events: usize,
+    media: Media,
+    body: &[u8],
+    client: Option<IpAddr>,
+) -> Result<Receipt, Refusal> {
     let received_at = deps.clock.now();
-    if body.is_empty() && media == Media::None {
+    if body.is_empty() && media == Media::None && deps.synthetic_events {
         let event = synthetic::one(received_at);
         return send(deps, vec![Ok(event.as_str())], client, received_at).await;
     }
     let text = std::str::from_utf8(body)
         .map_err(|error| Refusal::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
     let events = split(media, text)?;
-    if events.len() > MAX_EVENTS {
-        let message = format!("{} events; at most {MAX_EVENTS} fit into one request", events.len());
+    if events.len() > max_events {
+        let message = format!("{} events; at most {max_events} fit into one request", events.len());
         return Err(Refusal::TooLarge(message));
     }
     send(deps, events, client, received_at).await
@@ -219,21 +245,23 @@ fn position(text: &str, (problem, at): &(Problem, usize)) -> String {
 /// An event that is ready to go.
 struct Ready<'r> {
     index: usize,
-    plan: &'r Plan,
+    /// The type of the message it goes into; none where its type is not known here.
+    event_type: Option<&'r str>,
     event_id: String,
-    problems: Vec<Problem>,
+    problems: Problems,
     line: Vec<u8>,
-    /// Neither the event nor its id tells a time: the enricher has to remember when it was first seen.
-    is_undated: bool,
+    /// The column of a time that neither the event nor its id tells: the enricher has to remember when it was first seen.
+    undated: Option<&'r str>,
 }
 
 async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Micros) -> Result<Receipt, Refusal> {
+    let registry = deps.schemas.current().await;
     let mut receipt = Receipt::default();
     let mut ready = Vec::with_capacity(parts.len());
     let mut undated = 0;
     let mut row = Row::default();
     for (index, part) in parts.into_iter().enumerate() {
-        let prepared = part.and_then(|event| prepare(deps, index, event, client, now, &mut row));
+        let prepared = part.and_then(|event| prepare(deps, &registry, index, event, client, now, &mut row));
         match prepared.and_then(|event| check_undated(event, &mut undated)) {
             Ok(event) => ready.push(event),
             Err(problem) => {
@@ -242,7 +270,7 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
             }
         }
     }
-    let (messages, owners) = pack(&ready, now);
+    let (messages, owners) = pack(deps, &ready, now);
     if messages.is_empty() {
         return Ok(receipt);
     }
@@ -254,92 +282,130 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
             return Err(Refusal::Unreachable { events: ready.into_iter().map(minted).collect() });
         }
     };
+    let mut listed = 0;
     for (event, owner) in ready.into_iter().zip(owners) {
         let message_id = message_ids.get(owner).cloned().unwrap_or_default();
         let Ready { index, event_id, problems, .. } = event;
-        receipt.accepted.push(Accepted { index, event_id, message_id, problems });
+        let total = problems.total();
+        let mut problems = problems.into_kept();
+        problems.truncate(MAX_LISTED_PROBLEMS - listed);
+        listed += problems.len();
+        let more_problems = total - problems.len();
+        receipt.accepted.push(Accepted { index, event_id, message_id, problems, more_problems });
     }
     Ok(receipt)
 }
 
 /// Bounds the events of a request for which the enricher has to remember when they were first seen: each costs it an object.
 fn check_undated<'r>(event: Ready<'r>, undated: &mut usize) -> Result<Ready<'r>, Problem> {
-    *undated += usize::from(event.is_undated);
-    match event.plan.partition_column() {
-        Some(column) if event.is_undated && *undated > MAX_UNDATED => {
-            let message = format!(
-                "at most {MAX_UNDATED} events of a request may have an event_id that tells no time and no time either: \
-                 send the time, or leave the event_id out"
-            );
-            Err(Problem::of(&column.name, Code::MissingRequired, message))
-        }
-        _ => Ok(event),
+    let Some(column) = event.undated else { return Ok(event) };
+    *undated += 1;
+    if *undated <= MAX_UNDATED {
+        return Ok(event);
     }
+    let message = format!(
+        "at most {MAX_UNDATED} events of a request may have an event_id that tells no time and no time either: send the \
+         time, or leave the event_id out"
+    );
+    Err(Problem::of(column, Code::MissingRequired, message))
 }
 
-/// Checks one event against its schema and adds what the client left out. The client's own text stays as it is.
-fn prepare<'d, 'a>(
-    deps: &'d Deps,
+/// Checks one event against its schema and adds what the client left out. The client's own text stays as it is, but for
+/// its address.
+fn prepare<'r, 'a>(
+    deps: &Deps,
+    registry: &'r Registry,
     index: usize,
     event: &'a str,
     client: Option<IpAddr>,
     now: Micros,
     row: &mut Row<'a>,
-) -> Result<Ready<'d>, Problem> {
-    let (plan, unknown_type) = plan_of(&deps.registry, event)?;
+) -> Result<Ready<'r>, Problem> {
+    let plan = match event::type_in_body(registry, event.as_bytes()) {
+        BodyType::Known(plan) => plan,
+        BodyType::Unknown(_) => return undecoded(deps, registry, index, event, None, unknown_type(), now),
+    };
     check_type(deps, plan)?;
+    if event.len() > deps.max_event_bytes {
+        let message = format!("{} bytes; an event has {} at most", event.len(), deps.max_event_bytes);
+        let problem = Problem::new(Code::TooLarge, message);
+        return undecoded(deps, registry, index, event, Some(&plan.event_type), problem, now);
+    }
     decode::event(plan, event.as_bytes(), now, row)?;
-    if row.problems.iter().any(|problem| problem.column.as_deref() == Some("event_id")) {
+    if plan.system.is_some_and(|system| row.has_fault(system.event_id)) {
         return Err(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM));
     }
     let without_time = missing_time(plan, row);
     let address = missing_address(deps, plan, row, client);
     let mut problems = std::mem::take(&mut row.problems);
-    problems.extend(unknown_type);
 
-    let mut line = Splice::new(event);
+    let mut line = splice(deps, |key| plan.is_address_key(key), event);
+    if line.is_empty() {
+        return Err(Problem::new(Code::EmptyEvent, "the event has no member: it says nothing"));
+    }
     let given = plan.system.and_then(|system| row.text(system.event_id)).map(str::to_string);
-    let event_id = given.unwrap_or_else(|| {
-        let minted = event::mint_event_id(now, &event::random_bytes());
-        line.add("event_id", &minted);
-        minted
-    });
+    let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
     if let Some((column, address)) = address {
         line.add(column, &address);
     }
-    let mut is_undated = false;
+    let mut undated = None;
     if let Some(column) = without_time {
         // The time that the id tells: the same when the event is sent again under the id that it was given.
         let accepted = now - plan.accepts.past..=now + plan.accepts.future;
         let told = event::minted_at(&event_id).filter(|at| accepted.contains(at));
-        is_undated = told.is_none();
+        undated = told.is_none().then_some(column);
         line.add(column, &timestamp_text(told.unwrap_or(now)));
-        problems.retain(|problem| problem.column.as_deref() != Some(column));
+        problems.withdraw_missing(column);
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
     }
-    let line = line.finish();
-    if line.len() > MAX_BYTES {
-        return Err(Problem::new(Code::TooLarge, format!("the event is over {MAX_BYTES} bytes")));
-    }
-    Ok(Ready { index, plan, event_id, problems, line, is_undated })
+    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish(), undated })
 }
 
-/// The schema of an event, and a note where the event names one that is not known.
-fn plan_of<'r>(registry: &'r Registry, event: &str) -> Result<(&'r Plan, Option<Problem>), Problem> {
-    let named = event::member(event, ["event_type", "eventType"]).map_err(decode::bad_json)?;
-    let default = || {
-        registry
-            .streaming(DEFAULT_TYPE)
-            .ok_or_else(|| Problem::new(Code::UnknownType, "there is no clickstream schema"))
+/// An event that is not decoded here: it is kept whole and becomes a dead letter, unless the enricher can use it.
+fn undecoded<'r>(
+    deps: &Deps,
+    registry: &Registry,
+    index: usize,
+    event: &str,
+    event_type: Option<&'r str>,
+    problem: Problem,
+    now: Micros,
+) -> Result<Ready<'r>, Problem> {
+    let given = match event::member(event, ["event_id", "eventId"]).map_err(decode::bad_json)? {
+        Member::Absent => None,
+        Member::Text(id) if event::is_event_id(&id) => Some(id.into_owned()),
+        _ => return Err(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM)),
     };
-    let Some(name) = named else { return Ok((default()?, None)) };
-    match registry.get(&name) {
-        Some(plan) => Ok((plan, None)),
-        None => {
-            let message = format!("names no schema, so the event is taken as {DEFAULT_TYPE}");
-            Ok((default()?, Some(Problem::of("event_type", Code::UnknownType, message))))
-        }
+    let mut line = splice(deps, |key| registry.is_address_key(key), event);
+    let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
+    Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish(), undated: None })
+}
+
+/// The text of an event to which members are added, without a full address where addresses are anonymised. The enricher
+/// needs the network for its lookups, so that is kept in any case.
+fn splice(deps: &Deps, is_address_key: impl Fn(&str) -> bool, event: &str) -> Splice {
+    let policy = published_addresses(deps.anonymise);
+    match anonymise_event(policy, is_address_key, event.as_bytes()) {
+        Some(changed) => Splice::new(&String::from_utf8_lossy(&changed)),
+        None => Splice::new(event),
     }
+}
+
+fn mint_into(line: &mut Splice, now: Micros) -> String {
+    let minted = event::mint_event_id(now, &event::random_bytes());
+    line.add("event_id", &minted);
+    minted
+}
+
+/// How addresses leave the publisher.
+fn published_addresses(policy: Anonymise) -> Anonymise {
+    if policy == Anonymise::Off { Anonymise::Off } else { Anonymise::Truncate }
+}
+
+fn unknown_type() -> Problem {
+    let message = "names no schema that is known here; unless the enricher knows it, the event becomes a dead letter, \
+                   which can be replayed once there is a schema";
+    Problem::of("event_type", Code::UnknownType, message)
 }
 
 /// Whether this publisher accepts events of the type.
@@ -366,26 +432,24 @@ fn missing_address<'p>(
 ) -> Option<(&'p str, String)> {
     let step = plan.enrichments.iter().find(|step| ENRICHMENTS[step.enrichment].reads_address)?;
     let column = &plan.columns[step.from];
-    let is_at_fault = || row.problems.iter().any(|problem| problem.column.as_deref() == Some(&column.name));
-    if row.text(step.from).is_some() || is_at_fault() {
+    if row.text(step.from).is_some() || row.has_fault(step.from) {
         return None;
     }
-    let policy = if deps.anonymise == Anonymise::Off { Anonymise::Off } else { Anonymise::Truncate };
-    Some((&column.name, anonymise(policy, &client?.to_string())?))
+    Some((&column.name, anonymise(published_addresses(deps.anonymise), &client?.to_string())?))
 }
 
 /// The partition column, where it must hold a time and the event gives none.
 fn missing_time<'p>(plan: &'p Plan, row: &Row<'_>) -> Option<&'p str> {
-    let column = plan.partition_column().filter(|column| column.mode == Mode::Required)?;
-    let is_missing =
-        |problem: &&Problem| problem.code == Code::MissingRequired && problem.column.as_deref() == Some(&column.name);
-    row.problems.iter().find(is_missing).map(|_| column.name.as_str())
+    let index = plan.table.partition?.column;
+    let column = plan.columns.get(index).filter(|column| column.mode == Mode::Required)?;
+    let is_missing = row.values.get(index).is_some_and(Value::is_null) && !row.has_fault(index);
+    is_missing.then_some(&column.name)
 }
 
-/// Packs events into messages, each of one type and within the limits; tells for each event which message has it.
-fn pack(ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
+/// Packs events into messages, each of one type and within the limits unless one event alone is larger; tells for each event which message has it.
+fn pack(deps: &Deps, ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
     struct Pack<'e> {
-        event_type: &'e str,
+        event_type: Option<&'e str>,
         events: usize,
         data: Vec<u8>,
     }
@@ -393,12 +457,12 @@ fn pack(ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
     let mut owners = Vec::with_capacity(ready.len());
     for event in ready {
         let fits = |pack: &Pack<'_>| {
-            pack.event_type == event.plan.event_type
+            pack.event_type == event.event_type
                 && pack.events < MAX_EVENTS
                 && pack.data.len() + 1 + event.line.len() <= MAX_BYTES
         };
         let at = packs.iter().rposition(fits).unwrap_or_else(|| {
-            packs.push(Pack { event_type: &event.plan.event_type, events: 0, data: Vec::new() });
+            packs.push(Pack { event_type: event.event_type, events: 0, data: Vec::new() });
             packs.len() - 1
         });
         let pack = &mut packs[at];
@@ -410,13 +474,13 @@ fn pack(ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
         owners.push(at);
     }
     let received_at = timestamp_text(now);
-    let message = |pack: Pack<'_>| Message {
-        data: pack.data.into(),
-        attributes: Attributes::from([
-            ("event_type".to_string(), pack.event_type.to_string()),
-            ("received_at".to_string(), received_at.clone()),
-            ("source".to_string(), "publisher".to_string()),
-        ]),
+    let message = |pack: Pack<'_>| {
+        // Of a type that is not known here it was not checked who may send it.
+        let unchecked = (deps.stream_types != StreamTypes::All).then_some(PUBLIC);
+        let about_type = pack.event_type.map(|event_type| ("event_type", event_type)).or(unchecked);
+        let attributes = [("received_at", received_at.as_str()), ("source", "publisher")].into_iter().chain(about_type);
+        let attributes = attributes.map(|(name, value)| (name.to_string(), value.to_string()));
+        Message { data: pack.data.into(), attributes: attributes.collect::<Attributes>() }
     };
     (packs.into_iter().map(message).collect(), owners)
 }

@@ -25,17 +25,38 @@ use tower_http::cors::{Any, CorsLayer};
 
 pub use handler::{Deps, MAX_BODY, StreamTypes};
 use handler::{Media, Receipt, Refusal};
+use shared::publish::MAX_EVENTS;
 
 /// The client's address as the runtime knows it (the socket, the gateway's request context), never a header that a
 /// client can write. Put it into the request's extensions.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAddress(pub IpAddr);
 
+/// The largest request that is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of its body, at most [`MAX_BODY`].
+    pub body_bytes: usize,
+    /// Its events, at most [`MAX_EVENTS`].
+    pub events: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body_bytes: MAX_BODY, events: MAX_EVENTS }
+    }
+}
+
 /// Seconds after which a client may try again when the topic was not reachable.
 const RETRY_AFTER: &str = "2";
 
 /// `POST /publish` and `GET /health`, open to pages of any origin.
 pub fn router(deps: Arc<Deps>) -> Router {
+    router_within(deps, Limits::default())
+}
+
+/// The same for requests of a limited size.
+pub fn router_within(deps: Arc<Deps>, limits: Limits) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST])
@@ -44,13 +65,13 @@ pub fn router(deps: Arc<Deps>) -> Router {
     Router::new()
         .route("/publish", post(publish))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(limits.body_bytes))
         .layer(cors)
-        .with_state(deps)
+        .with_state((deps, limits))
 }
 
 async fn publish(
-    State(deps): State<Arc<Deps>>,
+    State((deps, limits)): State<(Arc<Deps>, Limits)>,
     address: Option<Extension<ClientAddress>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -60,11 +81,11 @@ async fn publish(
     let answer = async {
         let body = body.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Refusal::TooLarge(format!("the body is over {MAX_BODY} bytes; send less at once"))
+                Refusal::TooLarge(format!("the body is over {} bytes; send less at once", limits.body_bytes))
             }
             _ => Refusal::Malformed("the body could not be read to its end".into()),
         })?;
-        handler::publish(&deps, Media::of(content_type)?, &body, address).await
+        handler::publish_within(&deps, limits.events, Media::of(content_type)?, &body, address).await
     };
     match answer.await {
         Ok(receipt) => accepted(&receipt),

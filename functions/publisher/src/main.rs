@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use publisher::{config, router, runtime};
+use publisher::{config, router_within, runtime};
 use shared::serve::{self, Failure};
 use shared::settings::Settings;
 
@@ -13,7 +13,8 @@ async fn main() -> ExitCode {
 }
 
 async fn wire(settings: Settings) -> Result<(), Failure> {
-    let router = router(Arc::new(config::deps(&settings).await?));
+    let limits = config::limits(&settings)?;
+    let router = router_within(Arc::new(config::deps(&settings).await?), limits);
     match settings.get("AWS_LAMBDA_RUNTIME_API") {
         Some(_) => runtime::lambda(router).await,
         None => runtime::http(&settings, router).await,

@@ -15,7 +15,7 @@ use json::{JsonError, Next, Scanner};
 
 use crate::clock::Micros;
 use crate::event;
-pub use crate::problem::{Code, Problem};
+pub use crate::problem::{Code, MAX_PROBLEMS, Problem, Problems};
 use crate::row::{Row, Value};
 use crate::schema::{Column, Fields, Fill, Kind, Mode, Plan};
 
@@ -59,7 +59,7 @@ pub struct Elements {
     /// Where each element that stands in the row begins and ends in the line, in bytes.
     pub spans: Vec<Range<usize>>,
     /// Those that break the schema: where each stands, and what is wrong with it. They are not in the row.
-    pub faults: Vec<(Range<usize>, Vec<Problem>)>,
+    pub faults: Vec<(Range<usize>, Problems)>,
 }
 
 /// Decodes one line of a history: as [`event`], whenever it happened.
@@ -83,6 +83,10 @@ pub fn nested<'a>(
     check_required(&plan.columns, |column| column.fill == Fill::Event, row);
     Ok(())
 }
+
+/// Values that a short text may decode to. A longer one may have one more for each of its bytes, so that the memory of a
+/// row is at most 32 times its text: an array of empty records decodes to a value for each field of each.
+const SPARE_VALUES: usize = 4_096;
 
 enum Form {
     Event,
@@ -111,8 +115,10 @@ fn object<'a>(
         scanner.skip().and_then(|_| scanner.end()).map_err(bad_json)?;
         return Err(Problem::new(Code::NotAnObject, format!("expected a JSON object, found {}", kind.name())));
     }
-    let mut members = Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems, apart };
-    members.read(&plan.columns, keys, &Path::ROOT, &mut row.values).map_err(bad_json)?;
+    let values_left = Some(SPARE_VALUES + text.len());
+    let mut members =
+        Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems, values_left, apart };
+    row.faults_by_column = members.read(&plan.columns, keys, &Path::ROOT, &mut row.values).map_err(bad_json)?;
     row.unknown_keys = members.unknown_keys;
     scanner.end().map_err(bad_json)
 }
@@ -143,7 +149,9 @@ impl Path<'_> {
 struct Members<'s, 'a> {
     scanner: &'s mut Scanner<'a>,
     unknown_keys: u32,
-    problems: &'s mut Vec<Problem>,
+    problems: &'s mut Problems,
+    /// How many more values the text may decode to, see [`SPARE_VALUES`]; `None` once it had too many.
+    values_left: Option<usize>,
     /// The column whose elements are judged each for itself.
     apart: Option<(&'s Column, &'s mut Elements)>,
 }
@@ -152,6 +160,11 @@ struct Members<'s, 'a> {
 type Fault = (Code, Cow<'static, str>);
 
 impl<'a> Members<'_, 'a> {
+    /// Reads the members of an object into `values`. Returns how many faults the value of each column has; nothing where
+    /// none has any.
+    ///
+    /// Of a key that comes again the value before is replaced, and so are its faults: they are counted by column, so that
+    /// a key costs no more than a look at the few faults that are kept.
     #[inline]
     fn read(
         &mut self,
@@ -159,28 +172,36 @@ impl<'a> Members<'_, 'a> {
         keys: &crate::schema::KeyTable,
         path: &Path<'_>,
         values: &mut [Value<'a>],
-    ) -> Result<(), JsonError> {
+    ) -> Result<Vec<u32>, JsonError> {
         self.scanner.open()?;
-        let faults_before = self.problems.len();
+        let first_kept = self.problems.len();
+        let mut faults_by_column = Vec::new();
         let mut first = true;
         let mut expected = 0;
         while let Some(key) = self.scanner.key(first)? {
             first = false;
             let found = key.text().and_then(|key| keys.find(key.as_bytes(), &mut expected));
-            let Some((column, value)) = found.and_then(|index| Some((columns.get(index)?, values.get_mut(index)?)))
+            let Some((index, column, value)) =
+                found.and_then(|index| Some((index, columns.get(index)?, values.get_mut(index)?)))
             else {
                 self.unknown_keys += 1;
                 self.scanner.skip()?;
                 continue;
             };
             let path = Path { parent: Some(path), name: &column.name };
-            if self.problems.len() > faults_before {
-                self.forget(faults_before, &path);
+            if let Some(faults) = faults_by_column.get_mut(index).filter(|faults| **faults > 0) {
+                self.problems.withdraw(first_kept, &path.text(), std::mem::take(faults) as usize);
             }
+            let faults_before = self.problems.total();
             *value =
                 if column.mode == Mode::Repeated { self.array(column, &path)? } else { self.value(column, &path)? };
+            let faults = self.problems.total() - faults_before;
+            if faults > 0 {
+                faults_by_column.resize(columns.len(), 0);
+                faults_by_column[index] = u32::try_from(faults).unwrap_or(u32::MAX);
+            }
         }
-        Ok(())
+        Ok(faults_by_column)
     }
 
     fn array(&mut self, column: &Column, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
@@ -199,19 +220,30 @@ impl<'a> Members<'_, 'a> {
         }
         self.scanner.open()?;
         let mut elements = Vec::new();
-        let mut first = true;
-        while self.scanner.element(first)? {
-            first = false;
-            let (start, faults) = (self.scanner.at(), self.problems.len());
-            let element = self.value(column, path)?;
-            if element.is_null() && self.problems.len() == faults {
-                self.report(path, (Code::WrongType, "an element of an array may not be null".into()));
+        let mut count = 0;
+        while self.scanner.element(count == 0)? {
+            count += 1;
+            if count > column.max_elements || !self.take_values(1) {
+                self.scanner.skip()?;
+                continue;
             }
-            if !is_apart || self.settle_element(start, faults) {
-                elements.push(element);
-            }
+            let element = if is_apart { self.element_apart(column, path)? } else { Some(self.element(column, path)?) };
+            elements.extend(element);
+        }
+        if count > column.max_elements {
+            let message = format!("{count} elements, at most {} fit", column.max_elements);
+            self.report(path, (Code::TooLong, message.into()));
         }
         Ok(Value::Repeated(elements))
+    }
+
+    fn element(&mut self, column: &Column, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        let faults_before = self.problems.total();
+        let element = self.value(column, path)?;
+        if element.is_null() && self.problems.total() == faults_before {
+            self.report(path, (Code::WrongType, "an element of an array may not be null".into()));
+        }
+        Ok(element)
     }
 
     /// Whether the elements of this column are judged each for itself. What stood in it before counts no more.
@@ -226,16 +258,32 @@ impl<'a> Members<'_, 'a> {
         }
     }
 
-    /// Tells an element's faults, which stand from `faults` on, apart from those of the row. Answers whether it is good.
-    fn settle_element(&mut self, start: usize, faults: usize) -> bool {
-        let Some((_, elements)) = &mut self.apart else { return true };
-        let span = start..self.scanner.at();
-        if self.problems.len() == faults {
+    /// Reads an element that is judged for itself: its faults are told apart from those of the row. `None` where it has any.
+    fn element_apart(&mut self, column: &Column, path: &Path<'_>) -> Result<Option<Value<'a>>, JsonError> {
+        let of_row = std::mem::take(self.problems);
+        let start = self.scanner.at();
+        let element = self.element(column, path);
+        let of_element = std::mem::replace(self.problems, of_row);
+        let (element, span) = (element?, start..self.scanner.at());
+        let Some((_, elements)) = &mut self.apart else { return Ok(Some(element)) };
+        if of_element.is_empty() {
             elements.spans.push(span);
-            return true;
+            return Ok(Some(element));
         }
-        elements.faults.push((span, self.problems.split_off(faults)));
-        false
+        elements.faults.push((span, of_element));
+        Ok(None)
+    }
+
+    /// Counts values that are about to be decoded. `false` where they are too many for the size of the text, which is a
+    /// fault of the event; its rest is only skipped.
+    fn take_values(&mut self, count: usize) -> bool {
+        let Some(left) = self.values_left else { return false };
+        self.values_left = left.checked_sub(count);
+        if self.values_left.is_none() {
+            let message = "the event has too many values for its size: records with few of their fields, or empty ones";
+            self.problems.push(Problem::new(Code::TooLarge, message));
+        }
+        self.values_left.is_some()
     }
 
     /// One value; a fault is reported and leaves `Null`.
@@ -267,12 +315,17 @@ impl<'a> Members<'_, 'a> {
     }
 
     fn record(&mut self, fields: &Fields, path: &Path<'_>) -> Result<Value<'a>, JsonError> {
+        if !self.take_values(fields.columns.len()) {
+            self.scanner.skip()?;
+            return Ok(Value::Record(Vec::new()));
+        }
         let mut values = vec![Value::Null; fields.columns.len()];
-        self.read(&fields.columns, &fields.keys, path, &mut values)?;
-        for (column, value) in fields.columns.iter().zip(&mut values) {
+        let faults_by_field = self.read(&fields.columns, &fields.keys, path, &mut values)?;
+        for (index, (column, value)) in fields.columns.iter().zip(&mut values).enumerate() {
             match (column.mode, &value) {
                 (Mode::Repeated, Value::Null) => *value = Value::Repeated(Vec::new()),
-                (Mode::Required, Value::Null) => {
+                // A field that is at fault for its value is not missing as well.
+                (Mode::Required, Value::Null) if faults_by_field.get(index).is_none_or(|&faults| faults == 0) => {
                     let path = Path { parent: Some(path), name: &column.name };
                     self.report(&path, missing());
                 }
@@ -282,24 +335,9 @@ impl<'a> Members<'_, 'a> {
         Ok(Value::Record(values))
     }
 
-    /// The value of a key that comes again replaces the one before, and so do its faults. Those of other elements of an
-    /// array have the same path and stand before `from`.
-    #[cold]
-    fn forget(&mut self, from: usize, path: &Path<'_>) {
-        let path = path.text();
-        let is_inside =
-            |column: &str| column.strip_prefix(&*path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        let later = self.problems.split_off(from);
-        self.problems.extend(later.into_iter().filter(|known| !known.column.as_deref().is_some_and(is_inside)));
-    }
-
     #[cold]
     fn report(&mut self, path: &Path<'_>, (code, message): Fault) {
-        let column = path.text();
-        // A column that is at fault for its value is not missing as well.
-        if code != Code::MissingRequired || !self.problems.iter().any(|known| known.column.as_ref() == Some(&column)) {
-            self.problems.push(Problem { code, column: Some(column), message: message.into_owned() });
-        }
+        self.problems.push_with(code, || Problem { code, column: Some(path.text()), message: message.into_owned() });
     }
 }
 
@@ -372,6 +410,8 @@ fn check_event_id(column: usize, row: &mut Row<'_>) {
     {
         row.set(column, Value::Null);
         row.problems.push(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM));
+        row.faults_by_column.resize(row.values.len(), 0);
+        row.faults_by_column[column] += 1;
     }
 }
 
@@ -388,15 +428,18 @@ fn check_window(plan: &Plan, now: Micros, row: &mut Row<'_>) {
 
 #[inline]
 fn check_required(columns: &[Column], applies: impl Fn(&Column) -> bool, row: &mut Row<'_>) {
-    for (column, value) in columns.iter().zip(&mut row.values) {
+    for (index, (column, value)) in columns.iter().zip(&mut row.values).enumerate() {
         if column.mode == Mode::Nullable || !value.is_null() || !applies(column) {
             continue;
         }
         if column.mode == Mode::Repeated {
             *value = Value::Repeated(Vec::new());
-        } else if !row.problems.iter().any(|known| known.column.as_deref() == Some(&column.name)) {
+        } else if row.faults_by_column.get(index).is_none_or(|&faults| faults == 0) {
             let (code, message) = missing();
             row.problems.push(Problem::of(&column.name, code, message));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

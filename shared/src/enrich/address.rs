@@ -1,8 +1,12 @@
 //! Client addresses: reading them and, after every lookup, making them less personal.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::str::FromStr;
 
+use crate::decode::json::{JsonError, Next, Scanner};
+use crate::encode;
 use crate::row::{Row, Value};
 use crate::schema::Plan;
 
@@ -98,6 +102,76 @@ pub fn anonymise_row(policy: Anonymise, plan: &Plan, row: &mut Row<'_>) {
     }
 }
 
+/// Applies `policy` to the client addresses in the text of one event, a JSON object: `None` where nothing has to change.
+/// `is_address_key` tells which top-level members hold one; what is no address there becomes `null`. Text that is no JSON
+/// stays from its fault on.
+pub fn anonymise_event(policy: Anonymise, is_address_key: impl Fn(&str) -> bool, event: &[u8]) -> Option<Vec<u8>> {
+    if policy == Anonymise::Off {
+        return None;
+    }
+    let found = addresses(policy, is_address_key, event);
+    if found.is_empty() {
+        return None;
+    }
+    let mut changed = Vec::with_capacity(event.len());
+    let mut copied = 0;
+    for (span, address) in found {
+        changed.extend_from_slice(&event[copied..span.start]);
+        match address {
+            Some(address) => encode::string(&address, &mut changed),
+            None => changed.extend_from_slice(b"null"),
+        }
+        copied = span.end;
+    }
+    changed.extend_from_slice(&event[copied..]);
+    Some(changed)
+}
+
+/// [`anonymise_event`] for each line of a text.
+pub fn anonymise_lines<'t>(policy: Anonymise, is_address_key: impl Fn(&str) -> bool, text: &'t [u8]) -> Cow<'t, [u8]> {
+    if policy == Anonymise::Off {
+        return Cow::Borrowed(text);
+    }
+    let line = |line: &'t [u8]| anonymise_event(policy, &is_address_key, line).map_or(Cow::Borrowed(line), Cow::Owned);
+    let lines: Vec<_> = text.split_inclusive(|&byte| byte == b'\n').map(line).collect();
+    Cow::Owned(lines.concat())
+}
+
+/// The values of address members of an object that have to change: where they stand, and the address to put there.
+fn addresses(
+    policy: Anonymise,
+    is_address_key: impl Fn(&str) -> bool,
+    line: &[u8],
+) -> Vec<(Range<usize>, Option<String>)> {
+    let mut found = Vec::new();
+    let text = std::str::from_utf8(line).or_else(|error| std::str::from_utf8(&line[..error.valid_up_to()]));
+    let mut scanner = Scanner::new(text.unwrap_or_default());
+    let mut read = || {
+        if scanner.next_kind()? != Next::Object {
+            return Ok(());
+        }
+        scanner.open()?;
+        let mut first = true;
+        while let Some(key) = scanner.key(first)? {
+            first = false;
+            let is_address = key.text().is_some_and(|key| is_address_key(&key));
+            let kind = scanner.next_kind()?;
+            let start = scanner.at();
+            let value = if kind == Next::String { scanner.string()?.text() } else { scanner.skip().map(|_| None)? };
+            if is_address && kind != Next::Null {
+                let shown = value.as_deref().and_then(|text| anonymise(policy, text));
+                if shown.is_none() || shown.as_deref() != value.as_deref() {
+                    found.push((start..scanner.at(), shown));
+                }
+            }
+        }
+        Ok::<_, JsonError>(())
+    };
+    // What was found before a fault is changed all the same.
+    let _ = read();
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +194,36 @@ mod tests {
         assert_eq!(cut("2001:db8:1:2::3").as_deref(), Some("2001:db8:1::"));
         assert_eq!(cut("jane@example.com"), None);
         assert_eq!(anonymise(Anonymise::Drop, "93.184.216.34"), None);
+    }
+
+    #[test]
+    fn texts_keep_no_full_address() {
+        let is_key = |key: &str| key == "ip" || key == "clientIp";
+        let cut = |text: &str| {
+            let changed = anonymise_event(Anonymise::Truncate, is_key, text.as_bytes());
+            changed.map(|changed| String::from_utf8(changed).unwrap())
+        };
+        for (text, expected) in [
+            (
+                r#"{"a":1,"ip":"93.184.216.34","b":"93.184.216.34"}"#,
+                r#"{"a":1,"ip":"93.184.216.0","b":"93.184.216.34"}"#,
+            ),
+            ("{\n\"clientIp\" : \"2001:db8:1:2::3\"}", "{\n\"clientIp\" : \"2001:db8:1::\"}"),
+            (r#"{"ip":"1.2.3.4","ip":["1.2.3.4"],"ip":"here"}"#, r#"{"ip":"1.2.3.0","ip":null,"ip":null}"#),
+            (r#"{"\u0069p":"1.2.3.\u0034"}"#, r#"{"\u0069p":"1.2.3.0"}"#),
+            (r#"{"ip":"1.2.3.4","broken":"#, r#"{"ip":"1.2.3.0","broken":"#),
+        ] {
+            assert_eq!(cut(text).as_deref(), Some(expected), "{text}");
+        }
+        for text in ["", "[]", "{", r#"{"ip":null}"#, r#"{"ip":"1.2.3.0"}"#, r#"{"a":{"ip":"1.2.3.4"}}"#] {
+            assert_eq!(cut(text), None, "{text}");
+        }
+        let bytes = b"{\"ip\":\"1.2.3.4\",\"a\":\"\xff\"}";
+        let changed = anonymise_event(Anonymise::Drop, is_key, bytes).unwrap();
+        assert_eq!(changed, b"{\"ip\":null,\"a\":\"\xff\"}");
+        let lines = b"no JSON\n\n{\"ip\":\"1.2.3.4\"}\n{\"ip\":\"::1\"}";
+        let changed = anonymise_lines(Anonymise::Truncate, is_key, lines);
+        assert_eq!(*changed, b"no JSON\n\n{\"ip\":\"1.2.3.0\"}\n{\"ip\":\"::\"}"[..]);
     }
 
     proptest! {

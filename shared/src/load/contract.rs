@@ -61,7 +61,7 @@ fn lines(number: usize) -> [String; 3] {
 fn add(load: &mut dyn Load, table: usize, plan: &Plan, line: &str) {
     let mut row = Row::default();
     decode::row(plan, line.as_bytes(), &mut row).unwrap();
-    assert_eq!(row.problems, [], "{line}");
+    assert_eq!(*row.problems, [], "{line}");
     load.add(table, &row.values);
 }
 

@@ -10,7 +10,7 @@ use crate::encode;
 fn rows(mapping: &Mapping, line: &str) -> (Vec<(String, Json)>, Vec<String>) {
     let (mut row, mut elements, mut derived) = (Row::default(), Elements::default(), Vec::new());
     decode::nested(mapping.source(), line.as_bytes(), mapping.apart, &mut row, &mut elements).unwrap();
-    assert_eq!(row.problems, []);
+    assert_eq!(*row.problems, []);
     mapping.derive(&row, &mut derived);
     let (mut made, mut values, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     mapping
@@ -21,7 +21,7 @@ fn rows(mapping: &Mapping, line: &str) -> (Vec<(String, Json)>, Vec<String>) {
             made.push((plan.event_type.clone(), serde_json::from_slice(&text).unwrap()));
         })
         .unwrap();
-    let faults = elements.faults.iter().flat_map(|(_, problems)| problems).map(ToString::to_string);
+    let faults = elements.faults.iter().flat_map(|(_, problems)| problems.iter()).map(ToString::to_string);
     (made, faults.chain(refused.iter().map(|(index, problem)| format!("{index}: {problem}"))).collect())
 }
 

@@ -18,6 +18,12 @@ pub const MAX_EVENTS: usize = 500;
 /// The largest data of one message, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
 
+/// The largest event that can become a row, in bytes, unless `MAX_EVENT_BYTES` says otherwise. It is lower than the
+/// largest body, so that an event over it costs no other event.
+pub const MAX_EVENT_BYTES: usize = 256 << 10;
+/// The attribute of a message from a public publisher whose types are not checked: only those that anyone may send count.
+pub const PUBLIC: (&str, &str) = ("ingest", "public");
+
 /// What goes to a topic.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {

@@ -34,6 +34,8 @@ const SYSTEM_COLUMNS: [(&str, &str, &str); 5] = [
 ];
 const MAX_DEPTH: usize = 15;
 const MAX_CLUSTERING: usize = 4;
+/// Elements of an array whose column names no other limit.
+const MAX_ELEMENTS: usize = 10_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +101,8 @@ struct ColumnFile {
     mode: Mode,
     description: Option<String>,
     max_length: Option<Json>,
+    /// Ours, not BigQuery's: the most elements of a REPEATED column.
+    max_elements: Option<usize>,
     fields: Option<Vec<Json>>,
 }
 
@@ -229,7 +233,23 @@ fn column(file: ColumnFile, path: &str, depth: usize) -> Result<Column, Fault> {
         None => None,
         Some(given) => Some(max_length(&given, &kind).map_err(|reason| (format!("{path}.maxLength"), reason))?),
     };
-    Ok(Column { name: file.name, kind, mode: file.mode, max_length, description: file.description, fill: Fill::Event })
+    let max_elements = match file.max_elements {
+        None => MAX_ELEMENTS,
+        Some(1..) if file.mode != Mode::Repeated => {
+            return Err((format!("{path}.maxElements"), "only a REPEATED column has maxElements".into()));
+        }
+        Some(0) => return Err((format!("{path}.maxElements"), "`0` is not a whole number over 0".into())),
+        Some(given) => given,
+    };
+    Ok(Column {
+        name: file.name,
+        kind,
+        mode: file.mode,
+        max_length,
+        max_elements,
+        description: file.description,
+        fill: Fill::Event,
+    })
 }
 
 fn scalar(name: &str) -> Result<Kind, String> {
@@ -288,6 +308,7 @@ fn add_system_columns(columns: &mut Vec<Column>) -> Result<System, Fault> {
             kind: scalar(kind).map_err(|reason| (name.to_string(), reason))?,
             mode: Mode::Nullable,
             max_length: None,
+            max_elements: MAX_ELEMENTS,
             description: Some(description.into()),
             fill: Fill::System,
         });

@@ -67,20 +67,20 @@ impl KeyTable {
     }
 }
 
-/// Mixes the first eight bytes, the last byte and the length: enough to tell the few keys of a schema apart.
+/// Mixes the first and the last eight bytes and the length: enough to tell the keys of a schema apart, numbered ones
+/// (`metric_0001`) as well.
 #[inline]
 fn hash(key: &[u8]) -> usize {
-    let mut word = 0_u64;
-    if let Some(head) = key.first_chunk::<8>() {
-        word = u64::from_le_bytes(*head);
+    const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mut word = key.len() as u64;
+    if let (Some(head), Some(tail)) = (key.first_chunk::<8>(), key.last_chunk::<8>()) {
+        word ^= u64::from_le_bytes(*head).wrapping_mul(ODD).rotate_left(29) ^ u64::from_le_bytes(*tail);
     } else {
         for byte in key {
             word = word << 8 | u64::from(*byte);
         }
     }
-    let last = key.last().copied().unwrap_or_default();
-    word ^= (key.len() as u64) << 56 ^ u64::from(last) << 40;
-    (word.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as usize
+    (word.wrapping_mul(ODD) >> 40) as usize
 }
 
 /// `snake_case` to `camelCase`: `page_url` becomes `pageUrl`. A leading underscore stays.

@@ -10,8 +10,10 @@ mod keys;
 pub(crate) use keys::KeyTable;
 mod plan;
 mod registry;
+mod reload;
 
 pub use compile::{SchemaError, compile};
 pub use keys::camel_case;
 pub use plan::{Column, Enrich, Fields, Fill, Granularity, Ingest, Kind, Mode, Partition, Plan, System, Table, Window};
 pub use registry::{DEAD_LETTER, DEAD_LETTER_REPLAY, DEFAULT_TYPE, NotStreamed, Registry};
+pub use reload::Schemas;

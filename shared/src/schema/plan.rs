@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::KeyTable;
 use crate::clock::{DAY, Micros};
+use crate::enrich::ENRICHMENTS;
 
 /// Who may send events of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,8 @@ pub struct Column {
     pub mode: Mode,
     /// Longest STRING in characters, longest BYTES in bytes.
     pub max_length: Option<usize>,
+    /// Most elements of an array.
+    pub max_elements: usize,
     /// Shown in the warehouse's catalogue.
     pub description: Option<String>,
     /// Who fills it.
@@ -247,6 +250,13 @@ impl Plan {
     /// The partition column, if the table has one.
     pub fn partition_column(&self) -> Option<&Column> {
         self.table.partition.and_then(|partition| self.columns.get(partition.column))
+    }
+
+    /// Whether events have a client's address, to which `IP_ANONYMISE` applies, under this key.
+    pub fn is_address_key(&self, key: &str) -> bool {
+        let addresses = self.enrichments.iter().filter(|step| ENRICHMENTS[step.enrichment].reads_address);
+        let named = self.event_keys.find(key.as_bytes(), &mut 0);
+        named.is_some_and(|column| addresses.into_iter().any(|step| step.from == column))
     }
 
     /// The index of the column called `name`.

@@ -1,10 +1,11 @@
 //! The schemas at hand: the built-in ones and those loaded beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::compile::{SchemaError, compile};
 use super::plan::{Ingest, Plan};
@@ -12,7 +13,6 @@ use crate::bucket::Location;
 use crate::dead_letter::Reason;
 use crate::decode::Code;
 use crate::event;
-#[cfg(feature = "buckets")]
 use crate::settings::{SettingError, Settings, fault};
 
 /// The schema files that are part of the binary, every one of `shared/schemas/`: name and text.
@@ -48,11 +48,7 @@ impl Registry {
     /// The built-in schemas and every `*.json` of a folder, read in the order of their names.
     pub fn with_folder(folder: &Path) -> Result<Self, SchemaError> {
         let mut registry = Self::built_in()?;
-        let unreadable = |path: &Path, error: std::io::Error| SchemaError {
-            file: path.display().to_string(),
-            field: "the file".into(),
-            reason: error.to_string(),
-        };
+        let unreadable = |path: &Path, error: std::io::Error| unreadable(&path.display().to_string(), &error);
         let entries = std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
         let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -68,28 +64,30 @@ impl Registry {
     /// any is refused: it is a mistake in its address.
     pub async fn with_location(location: &Location) -> Result<Self, SchemaError> {
         let mut registry = Self::built_in()?;
-        let unreadable =
-            |file: &str, reason: String| SchemaError { file: file.into(), field: "the file".into(), reason };
-        let listed = location.store.list_with_delimiter(Some(&location.path)).await;
-        let listed = listed.map_err(|error| unreadable(&location.uri, error.to_string()))?;
-        let mut paths: Vec<_> = listed.objects.into_iter().map(|object| object.location).collect();
-        paths.retain(|path| path.extension() == Some("json"));
-        paths.sort();
-        if paths.is_empty() {
-            return Err(unreadable(&location.uri, "there is no *.json here; give the folder of the schemas".into()));
-        }
-        for path in paths {
+        for object in Self::files(location).await? {
+            let path = object.location;
             let file = format!("{}/{}", location.uri.trim_end_matches('/'), path.filename().unwrap_or_default());
-            let object = location.store.get(&path).await.map_err(|error| unreadable(&file, error.to_string()))?;
-            let bytes = object.bytes().await.map_err(|error| unreadable(&file, error.to_string()))?;
-            let text = std::str::from_utf8(&bytes).map_err(|error| unreadable(&file, error.to_string()))?;
+            let object = location.store.get(&path).await.map_err(|error| unreadable(&file, &error))?;
+            let bytes = object.bytes().await.map_err(|error| unreadable(&file, &error))?;
+            let text = std::str::from_utf8(&bytes).map_err(|error| unreadable(&file, &error))?;
             registry.add(&file, text)?;
         }
         Ok(registry)
     }
 
+    /// The schema files at a place, in the order of their names; there is at least one.
+    pub(super) async fn files(location: &Location) -> Result<Vec<ObjectMeta>, SchemaError> {
+        let listed = location.store.list_with_delimiter(Some(&location.path)).await;
+        let mut files = listed.map_err(|error| unreadable(&location.uri, &error))?.objects;
+        files.retain(|object| object.location.extension() == Some("json"));
+        files.sort_by(|one, other| one.location.cmp(&other.location));
+        if files.is_empty() {
+            return Err(unreadable(&location.uri, &"there is no *.json here; give the folder of the schemas"));
+        }
+        Ok(files)
+    }
+
     /// The built-in schemas and those that `SCHEMAS_URI` names.
-    #[cfg(feature = "buckets")]
     pub async fn read(settings: &Settings) -> Result<Self, SettingError> {
         let name = "SCHEMAS_URI";
         let registry = match settings.get(name) {
@@ -130,6 +128,11 @@ impl Registry {
         self.plans.values()
     }
 
+    /// Whether events of any type have a client's address under this key.
+    pub fn is_address_key(&self, key: &str) -> bool {
+        self.plans().any(|plan| plan.is_address_key(key))
+    }
+
     /// The plan of a type that may come in over a stream: `public` or `stream`.
     pub fn streaming(&self, event_type: &str) -> Option<&Arc<Plan>> {
         self.get(event_type).filter(|plan| matches!(plan.ingest, Ingest::Public | Ingest::Stream))
@@ -149,6 +152,10 @@ impl Registry {
         }
         Err(NotStreamed::Newer(event_type.to_string()))
     }
+}
+
+fn unreadable(file: &str, reason: &dyn Display) -> SchemaError {
+    SchemaError { file: file.into(), field: "the file".into(), reason: reason.to_string() }
 }
 
 /// Why a message of a type cannot be used.

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 
 use super::auth::PushAuth;
 use crate::clock::{Clock, Micros, SECOND};
-use crate::push::{MAX_BODY, holding};
+use crate::push::{MAX_BODY, MemoryPermit, with_permit};
 use crate::settings::{SettingError, Settings, fault};
 use crate::telemetry::{Trace, traced};
 
@@ -76,6 +76,33 @@ impl Rooms {
 /// What a request holds of the bytes that may be held.
 type Held = Option<OwnedSemaphorePermit>;
 
+/// A request that was let in, with its share of the bytes that its path may hold.
+struct Permit {
+    _request: OwnedSemaphorePermit,
+    room: Arc<Semaphore>,
+    /// All bytes that the path may hold.
+    total: u32,
+    held: Mutex<Held>,
+}
+
+impl MemoryPermit for Permit {
+    fn grow_to(&self, bytes: usize) -> bool {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is larger than all the room there is goes on alone.
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
+        let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = (bytes as usize).saturating_sub(has);
+        let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX)) else {
+            return false;
+        };
+        match &mut *held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        true
+    }
+}
+
 impl Guard {
     /// As the settings ask for: `PUSH_AUTH` with what belongs to it, `MAX_CONCURRENT_REQUESTS`, `MAX_HELD_BYTES`.
     pub fn read(settings: &Settings, clock: Clock) -> Result<Self, SettingError> {
@@ -113,18 +140,21 @@ impl Guard {
         if let Err(denied) = self.auth.check(request.headers()).await {
             return denied.into_response();
         }
-        match self.hold(request).await {
-            Ok((request, held)) => holding(Arc::new((one, held)), call(router, request)).await,
+        let room = self.rooms.of(request.uri().path());
+        match self.hold(request, &room).await {
+            Ok((request, held)) => {
+                let permit = Permit { _request: one, room, total: self.rooms.bytes, held: Mutex::new(held) };
+                with_permit(Arc::new(permit), call(router, request)).await
+            }
             Err(StatusCode::SERVICE_UNAVAILABLE) => self.refuse(),
             Err(status) => status.into_response(),
         }
     }
 
     /// Waits for room for the body. A body without a length is taken in as it comes.
-    async fn hold(&self, request: Request) -> Result<(Request, Held), StatusCode> {
-        let room = self.rooms.of(request.uri().path());
+    async fn hold(&self, request: Request, room: &Arc<Semaphore>) -> Result<(Request, Held), StatusCode> {
         if let Some(length) = request.body().size_hint().exact() {
-            let held = self.rooms.take(&room, length).await?;
+            let held = self.rooms.take(room, length).await?;
             return Ok((request, Some(held)));
         }
         let (parts, body) = request.into_parts();
@@ -139,7 +169,7 @@ impl Guard {
             // A body that fills all the room there is goes on: nothing else is held then.
             let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u64;
             let more = (chunk.len() as u64).min(u64::from(self.rooms.bytes) - has);
-            let more = self.rooms.take(&room, more).await?;
+            let more = self.rooms.take(room, more).await?;
             match &mut held {
                 Some(held) => held.merge(more),
                 None => held = Some(more),

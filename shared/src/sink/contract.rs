@@ -42,7 +42,7 @@ pub fn values(plan: &Plan, lines: &[Bytes]) -> Vec<String> {
         .map(|line| {
             let mut row = Row::default();
             decode::row(plan, line, &mut row).unwrap();
-            assert_eq!(row.problems, [], "{}", String::from_utf8_lossy(line));
+            assert_eq!(*row.problems, [], "{}", String::from_utf8_lossy(line));
             if let Some(system) = plan.system {
                 row.set(system.loaded_at, Value::Null);
             }

@@ -56,6 +56,7 @@ impl Served {
             kind: Kind::Integer,
             mode: Mode::Required,
             max_length: None,
+            max_elements: usize::MAX,
             description: None,
             fill: Fill::System,
         };

@@ -107,8 +107,8 @@ fn print(report: &Report) {
         ("", _) => println!("nothing is in force ({})", report.state),
         (actions, true) => println!("in force: {actions}; nothing was changed"),
         (actions, false) => println!(
-            "no longer in force: {actions}; none of it is done again in this interval of the budget, what has not been \
-             called for yet comes at its own share"
+            "no longer in force: {actions}; it is done again once its share of a limit is crossed anew: raise the limits in \
+             infra/settings.env and run infra/deploy.sh"
         ),
     }
 }

@@ -5,6 +5,7 @@
 //! account.
 
 pub mod prices;
+pub mod public;
 
 use serde::Serialize;
 
@@ -16,7 +17,7 @@ const MONTH_SECONDS: f64 = 30.0 * 24.0 * 3_600.0;
 const PUBSUB_MIN_BYTES: f64 = 1_000.0;
 /// API Gateway counts a request once for each of these.
 const HTTP_API_BYTES: f64 = 512.0 * 1_024.0;
-/// The largest message of the enriched topic, in rows and in bytes.
+/// The largest message of rows or of dead letters, in lines and in bytes.
 const MAX_PACK_ROWS: f64 = 500.0;
 const MAX_PACK_BYTES: f64 = 1_048_576.0;
 /// The largest object of the archive, in bytes before it is packed.
@@ -31,6 +32,8 @@ pub struct Load {
     pub event_bytes: f64,
     /// Events of a request.
     pub batch: f64,
+    /// Share of the events that become dead letters, from 0 to 1.
+    pub bad: f64,
     /// Regions of AWS that take requests, each the same share.
     pub regions: u32,
     /// Rows of a message of the enriched topic, where it was measured.
@@ -96,57 +99,128 @@ impl Amount {
     }
 }
 
+/// What a request and its events weigh on their way, in bytes; and how hard they are.
+#[derive(Debug, Clone, Copy)]
+struct Weights {
+    /// An event on the raw topic.
+    raw: f64,
+    /// A row on the enriched topic, and of the archive.
+    row: f64,
+    /// A row in `BigQuery`.
+    table_row: f64,
+    /// A dead letter, everywhere.
+    letter: f64,
+    /// What leaves AWS with a request besides its events: headers, and the answer.
+    egress: f64,
+    /// Messages that the events of a request are sent in, because they are of so many types.
+    messages: f64,
+    /// Share of the messages that cross between regions.
+    between_regions: f64,
+    /// Objects that an archive window is written as.
+    objects: f64,
+    /// Objects that the enricher writes for an event.
+    marks: f64,
+    /// How long the Lambda takes, in seconds.
+    lambda_seconds: f64,
+    /// CPU-seconds of the enricher for an event, and of the batcher for a row or dead letter.
+    cpu_seconds: [f64; 2],
+}
+
+impl Weights {
+    /// Those of events as sites send them.
+    fn ordinary(load: &Load, prices: &PriceTable) -> Result<Self, String> {
+        let assumed = |name: &str| prices.assumed(name);
+        let regions = f64::from(load.regions);
+        Ok(Self {
+            raw: load.event_bytes,
+            row: load.event_bytes + assumed("row_bytes")?,
+            table_row: load.event_bytes + assumed("bigquery_row_bytes")?,
+            letter: load.event_bytes + assumed("dead_letter_bytes")?,
+            egress: assumed("egress_bytes")?,
+            messages: 1.0,
+            between_regions: (regions - 1.0) / regions,
+            objects: 1.0,
+            marks: 0.0,
+            lambda_seconds: assumed("lambda_seconds")?,
+            cpu_seconds: [assumed("enricher_cpu_seconds")? / 1e6, assumed("batcher_cpu_seconds")? / 1e6],
+        })
+    }
+}
+
 impl Bill {
     /// The bill of a month under this load. The error names what the price table lacks.
     pub fn of(load: Load, prices: &PriceTable) -> Result<Self, String> {
+        Self::with(load, Weights::ordinary(&load, prices)?, prices)
+    }
+
+    fn with(load: Load, weights: Weights, prices: &PriceTable) -> Result<Self, String> {
         let assumed = |name: &str| prices.assumed(name);
         let regions = f64::from(load.regions);
         let events = load.rps * MONTH_SECONDS;
         let requests = events / load.batch;
         let (requests_a_second, request_bytes) = (load.rps / load.batch, load.batch * load.event_bytes);
-        let message_bytes = request_bytes + assumed("message_bytes")?;
+        let raw_messages = requests * weights.messages;
+        let raw_bytes = load.batch * weights.raw / weights.messages + assumed("message_bytes")?;
 
         // What comes within a window of the enricher leaves as one message, as does what came together, if it fits.
-        let row_bytes = load.event_bytes + assumed("row_bytes")?;
-        let gathered = (load.rps * assumed("pack_seconds")?).max(load.batch);
-        let pack = load.pack.unwrap_or(gathered.min(MAX_PACK_ROWS).min(MAX_PACK_BYTES / row_bytes)).max(1.0);
-        let (packs, packs_a_second) = (events / pack, load.rps / pack);
-        let pack_bytes = pack * row_bytes + assumed("message_bytes")?;
+        let pack_seconds = assumed("pack_seconds")?;
+        let packed = |share: f64, bytes: f64| {
+            let gathered = (load.rps * share * pack_seconds).max(load.batch * share / weights.messages);
+            gathered.min(MAX_PACK_ROWS).min(MAX_PACK_BYTES / bytes).max(1.0)
+        };
+        let (good, bad) = (1.0 - load.bad, load.bad);
+        let pack = load.pack.unwrap_or(packed(good, weights.row)).max(1.0);
+        let (packs, packs_a_second) = (good * events / pack, good * load.rps / pack);
+        let pack_bytes = pack * weights.row + assumed("message_bytes")?;
+        let letters = packed(bad, weights.letter);
+        let (letter_packs, letter_packs_a_second) = (bad * events / letters, bad * load.rps / letters);
+        let letter_pack_bytes = letters * weights.letter + assumed("message_bytes")?;
 
         // An instance is charged while it holds a push: pushes come at random, a window of the archive opens with one.
         let is_held = |a_second: f64, seconds: f64| 1.0 - (-a_second * seconds).exp();
-        let window = assumed("archive_seconds")?;
-        let is_open = window / (window + 1.0 / packs_a_second);
-        let instances = |is_held: f64, cpu_seconds: f64, share: f64| is_held.max(load.rps * cpu_seconds / 1e6 / share);
+        let is_open = |a_second: f64, window: f64| window / (window + 1.0 / a_second);
+        let [window, letter_window] = [assumed("archive_seconds")?, assumed("dead_letter_seconds")?];
+        let [archive, letter_archive] =
+            [is_open(packs_a_second, window), is_open(letter_packs_a_second, letter_window)];
+        let instances = |is_held: f64, cpu_seconds: f64, share: f64| is_held.max(load.rps * cpu_seconds / share);
         let share = assumed("instance_share")?;
         let enricher = is_held(requests_a_second, assumed("enricher_seconds")?);
-        let batcher = 1.0 - (1.0 - is_held(packs_a_second, assumed("batcher_seconds")?)) * (1.0 - is_open);
-        let instance_seconds = MONTH_SECONDS
-            * (instances(enricher, assumed("enricher_cpu_seconds")?, share)
-                + instances(batcher, assumed("batcher_cpu_seconds")?, share));
+        let is_idle = (1.0 - is_held(packs_a_second, assumed("batcher_seconds")?)) * (1.0 - archive);
+        let batcher = 1.0 - is_idle * (1.0 - letter_archive);
+        let [enricher_cpu, batcher_cpu] = weights.cpu_seconds;
+        let instance_seconds =
+            MONTH_SECONDS * (instances(enricher, enricher_cpu, share) + instances(batcher, batcher_cpu, share));
 
         let mut lines = Lines { prices, lines: Vec::new() };
         let in_steps = (request_bytes / HTTP_API_BYTES).ceil().max(1.0);
-        let lambda_seconds = requests * assumed("lambda_seconds")? * assumed("lambda_gb")?;
-        let out = requests * (request_bytes + assumed("egress_bytes")?);
+        let lambda_seconds = requests * weights.lambda_seconds * assumed("lambda_gb")?;
+        let out = requests * (load.batch * weights.raw + weights.egress);
         lines.each("http_api", requests * in_steps / regions, regions, false)?;
         lines.one("lambda_requests", requests, false)?;
         lines.one("lambda_time", lambda_seconds, false)?;
         lines.one("aws_egress", out, false)?;
-        lines.one("pubsub_raw", 2.0 * requests * message_bytes.max(PUBSUB_MIN_BYTES), false)?;
-        if load.regions > 1 {
-            lines.one("pubsub_between_regions", requests * message_bytes * (regions - 1.0) / regions, false)?;
+        lines.one("pubsub_raw", 2.0 * raw_messages * raw_bytes.max(PUBSUB_MIN_BYTES), false)?;
+        if weights.between_regions > 0.0 {
+            lines.one("pubsub_between_regions", raw_messages * raw_bytes * weights.between_regions, false)?;
         }
         lines.one("pubsub_enriched", 3.0 * packs * pack_bytes.max(PUBSUB_MIN_BYTES), true)?;
-        lines.one("run_requests", requests + 2.0 * packs, true)?;
+        if bad > 0.0 {
+            let bytes = 2.0 * letter_packs * letter_pack_bytes.max(PUBSUB_MIN_BYTES);
+            lines.one("pubsub_dead_letters", bytes, false)?;
+        }
+        lines.one("run_requests", raw_messages + 2.0 * packs + letter_packs, true)?;
         lines.one("run_cpu", instance_seconds, true)?;
         lines.one("run_memory", instance_seconds * assumed("instance_gib")?, true)?;
-        let table_bytes = events * (load.event_bytes + assumed("bigquery_row_bytes")?);
+        let table_bytes = events * (good * weights.table_row + bad * weights.letter);
         lines.one("storage_write", table_bytes, false)?;
         lines.one("bigquery_storage", table_bytes, false)?;
-        let objects = (MONTH_SECONDS * is_open / window).max(events * row_bytes / MAX_OBJECT_BYTES);
-        lines.one("archive_writes", objects, false)?;
-        lines.one("archive_storage", events * row_bytes * assumed("archive_ratio")?, false)?;
+        let objects =
+            |is_open: f64, window: f64, bytes: f64| (MONTH_SECONDS * is_open / window).max(bytes / MAX_OBJECT_BYTES);
+        let [rows, letters] = [good * events * weights.row, bad * events * weights.letter];
+        let archived =
+            objects(archive * weights.objects, window, rows) + objects(letter_archive, letter_window, letters);
+        lines.one("archive_writes", archived + weights.marks * events, false)?;
+        lines.one("archive_storage", (rows + letters) * assumed("archive_ratio")?, false)?;
 
         let cpu = load.rps / assumed("dataflow_events_a_cpu_second")? / share;
         let workers = (cpu / assumed("dataflow_worker_cpu")?).ceil().max(1.0);
@@ -194,7 +268,7 @@ mod tests {
     const RPS: f64 = 100e6 / 86_400.0;
 
     fn bill(rps: f64, batch: f64, regions: u32) -> Bill {
-        let load = Load { rps, event_bytes: 250.0, batch, regions, pack: None };
+        let load = Load { rps, event_bytes: 250.0, batch, bad: 0.0, regions, pack: None };
         Bill::of(load, &PriceTable::built_in().unwrap()).unwrap()
     }
 
@@ -231,7 +305,7 @@ mod tests {
 
     #[test]
     fn packs_and_objects_are_no_larger_than_the_pipeline_makes_them() {
-        let load = Load { rps: 1_000.0, event_bytes: 5_000.0, batch: 209.0, regions: 1, pack: None };
+        let load = Load { rps: 1_000.0, event_bytes: 5_000.0, batch: 209.0, bad: 0.0, regions: 1, pack: None };
         let prices = PriceTable::built_in().unwrap();
         let bill = Bill::of(load, &prices).unwrap();
         let quantity = |what: &str| bill.lines.iter().find(|line| line.what.starts_with(what)).unwrap().quantity * 1e6;
@@ -239,6 +313,29 @@ mod tests {
         // A push a request, and two a pack of 1 MiB; an object each 8 MiB.
         assert!((quantity("pushes") - (bill.events / 209.0 + 2.0 * bytes / 1_048_576.0)).abs() < 1.0);
         assert!((quantity("archive objects written") - bytes / 8_388_608.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn dead_letters_are_packed_and_kept_like_rows() {
+        let prices = PriceTable::built_in().unwrap();
+        let with = |bad| {
+            let load = Load { rps: 1_000.0, event_bytes: 250.0, batch: 500.0, bad, regions: 1, pack: None };
+            Bill::of(load, &prices).unwrap()
+        };
+        let (good, bad, half) = (with(0.0), with(1.0), with(0.5));
+        let quantity = |bill: &Bill, what: &str| {
+            let line = bill.lines.iter().find(|line| line.what.starts_with(what));
+            line.map(|line| line.quantity)
+        };
+        assert_eq!(quantity(&good, "dead-letter topic"), None);
+        // In and out; 500 letters a message.
+        let letter = 250.0 + prices.assumed("dead_letter_bytes").unwrap();
+        let topic = 2.0 * bad.events * (letter + prices.assumed("message_bytes").unwrap() / 500.0) / 1_073_741_824.0;
+        assert!((quantity(&bad, "dead-letter topic").unwrap() - topic).abs() < 1e-6);
+        assert!((quantity(&bad, "pushes").unwrap() - 2.0 * bad.events / 500.0 / 1e6).abs() < 1e-9, "a push each");
+        assert!((quantity(&bad, "Storage Write").unwrap() - bad.events * letter / 1_073_741_824.0).abs() < 1e-6);
+        assert!(quantity(&bad, "enriched topic") == Some(0.0));
+        assert!(good.total.list < half.total.list && half.total.list < good.total.list + bad.total.list);
     }
 
     #[test]

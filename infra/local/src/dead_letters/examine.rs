@@ -7,7 +7,7 @@ use shared::clock::Micros;
 use shared::dead_letter::DeadLetter;
 use shared::decode::{self, Code, Problem};
 use shared::encode::Splice;
-use shared::event;
+use shared::event::{self, BodyType};
 use shared::mapping::Mapping;
 use shared::push;
 use shared::row::Row;
@@ -132,19 +132,22 @@ impl Examination<'_> {
         }
         let mut row = Row::default();
         line.problems = match decode(plan, line.form, &line.text, self.now, &mut row) {
-            Ok(()) => row.problems,
+            Ok(()) => row.problems.into_kept(),
             Err(problem) => vec![problem],
         };
         line
     }
 }
 
-/// The schema of a line: the letter's; an event that became a clickstream one only because nobody knew its type is of
-/// that type as soon as there is a schema.
+/// The schema of a line: that of the letter's type; where it has none, or the default one, that of the type which the line
+/// itself names.
 fn plan_of<'r>(registry: &'r Registry, letter: &DeadLetter, text: &[u8]) -> Option<&'r Arc<Plan>> {
     match letter.event_type.as_deref() {
         Some(name) if name != DEFAULT_TYPE => registry.streaming(name),
-        _ => registry.streaming(event::type_in_body(registry, text)),
+        _ => match event::type_in_body(registry, text) {
+            BodyType::Known(plan) => registry.streaming(&plan.event_type),
+            BodyType::Unknown(_) => None,
+        },
     }
 }
 

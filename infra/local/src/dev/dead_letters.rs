@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::clock::Clock;
-use shared::schema::Registry;
+use shared::schema::Schemas;
 use tokio::sync::Mutex;
 
 use crate::dead_letters::replay::{Replay, Summary, Ways};
@@ -35,7 +35,7 @@ pub struct DeadLetters {
     /// Where the letters lie.
     pub local: Local,
     /// The schemas that decide.
-    pub registry: Arc<Registry>,
+    pub schemas: Arc<Schemas>,
     /// The topics of this process.
     pub ways: Ways,
     /// Time.
@@ -72,7 +72,8 @@ impl DeadLetters {
             )));
         }
         let _turn = self.turn.lock().await;
-        let replay = Replay { source: &self.local, registry: &self.registry, clock: &self.clock, takes_rows: true };
+        let registry = self.schemas.current().await;
+        let replay = Replay { source: &self.local, registry: &registry, clock: &self.clock, takes_rows: true };
         let summary = replay.run(&request.selection, Some(&self.ways)).await?;
         tracing::info!(letters = summary.letters, replayed = summary.passing, "dead letters replayed");
         Ok(summary)

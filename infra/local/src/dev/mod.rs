@@ -27,8 +27,9 @@ use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
 use shared::enrich::{Source, Tables, Warm, geo};
 use shared::metrics::Metrics;
-use shared::publish::Publisher;
-use shared::schema::Registry;
+use shared::publish::{MAX_EVENT_BYTES, Publisher};
+use shared::schema::{Registry, Schemas};
+use shared::settings::Settings;
 use shared::sink::Sink;
 use shared::sink::delta::{DeltaSink, Warehouse};
 use tokio::net::TcpListener;
@@ -52,6 +53,8 @@ pub const BUS_FILE: &str = "bus.redb";
 pub const ARCHIVE: &str = "clickstream-archive-sub";
 /// How old a lookup may be before its source is looked at again.
 const LOOKUP_AGE_SECONDS: i64 = 5;
+/// How old the schemas may be before their folder is looked at again.
+const SCHEMA_AGE_SECONDS: i64 = 5;
 /// How long the end may take: what is on its way lands, the rest stays on the bus for the next start.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -77,7 +80,7 @@ pub struct Args {
     /// A lookup table in place of the built-in one; it is read again when it changes
     #[arg(long, env = "GEO_URI", value_name = "CSV")]
     geo: Option<PathBuf>,
-    /// A folder of further schema files
+    /// A folder of further schema files; it is read again when they change
     #[arg(long, env = "SCHEMAS_URI", value_name = "FOLDER")]
     schemas: Option<PathBuf>,
     /// What becomes of client addresses: off, truncate or drop
@@ -100,7 +103,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let listener = listen(args.port).await?;
     let address = listener.local_addr().map_err(Failure::work)?;
     let tables = lookups.tables().await;
-    let pipeline = Pipeline::open(folder, &registry, lookups, tables, args.ip_anonymise, &clock)?;
+    let schemas = Arc::new(schemas(args.schemas.as_deref(), &registry, &clock)?);
+    let pipeline = Pipeline::open(folder, &registry, &schemas, lookups, tables, args.ip_anonymise, &clock)?;
 
     let stop = CancellationToken::new();
     let server = axum::serve(listener, pipeline.router().into_make_service_with_connect_info::<SocketAddr>())
@@ -156,6 +160,13 @@ async fn lookups(geo: Option<&Path>, clock: &Clock) -> Result<Arc<Warm>, Failure
     warm.map(Arc::new).map_err(Failure::usage)
 }
 
+/// The schemas, read again when the files of their folder change.
+fn schemas(folder: Option<&Path>, registry: &Arc<Registry>, clock: &Clock) -> Result<Schemas, Failure> {
+    let Some(folder) = folder else { return Ok(Schemas::fixed(Arc::clone(registry))) };
+    let place = shared::bucket::open(&folder.display().to_string(), &Settings::default()).map_err(Failure::usage)?;
+    Ok(Schemas::watch(Arc::clone(registry), place, clock.clone(), SCHEMA_AGE_SECONDS * SECOND))
+}
+
 /// The functions with everything behind them.
 struct Pipeline {
     bus: Bus,
@@ -172,6 +183,7 @@ impl Pipeline {
     fn open(
         folder: &Path,
         registry: &Arc<Registry>,
+        schemas: &Arc<Schemas>,
         lookups: Arc<Warm>,
         tables: Tables,
         anonymise: Anonymise,
@@ -208,14 +220,16 @@ impl Pipeline {
         };
         let sink: Arc<dyn Sink> = Arc::new(TracedSink::new(Arc::clone(&tables), Arc::clone(&traces)));
         let publisher = publisher::Deps {
-            registry: Arc::clone(registry),
+            schemas: Arc::clone(schemas),
             topic: topic(RAW),
             clock: clock.clone(),
             anonymise,
+            max_event_bytes: MAX_EVENT_BYTES,
+            synthetic_events: true,
             stream_types: StreamTypes::All,
         };
         let enricher_deps = enricher::Deps {
-            registry: Arc::clone(registry),
+            schemas: Arc::clone(schemas),
             lookups,
             enriched: topic(ENRICHED),
             dead_letters: topic(DEAD_LETTER),
@@ -225,7 +239,7 @@ impl Pipeline {
         };
         let enricher = Enricher::new(enricher_deps, enricher::Config { anonymise, ..enricher::Config::default() });
         let batcher_deps = batcher::Deps {
-            registry: Arc::clone(registry),
+            schemas: Arc::clone(schemas),
             sink,
             bucket: Some(bucket),
             enriched: topic(ENRICHED),
@@ -238,7 +252,7 @@ impl Pipeline {
         let local = Local { warehouse: Arc::clone(&warehouse), bucket: folder.join("bucket") };
         let dead_letters = DeadLetters {
             local: local.clone(),
-            registry: Arc::clone(registry),
+            schemas: Arc::clone(schemas),
             ways: Ways { raw: back(RAW), enriched: Some(back(ENRICHED)), replays: tables, history },
             clock: clock.clone(),
             folder: std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()),

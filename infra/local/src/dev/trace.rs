@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use shared::clock::{Clock, Micros};
 use shared::decode::time::{self, timestamp_text};
-use shared::event;
+use shared::event::{self, Member};
 use shared::publish::{Message, PublishError, Publisher};
 use shared::push;
 use shared::schema;
@@ -121,7 +121,10 @@ impl Traces {
 }
 
 fn member(line: &[u8], names: [&str; 2]) -> Option<String> {
-    event::member(std::str::from_utf8(line).ok()?, names).ok()?.map(std::borrow::Cow::into_owned)
+    match event::member(std::str::from_utf8(line).ok()?, names).ok()? {
+        Member::Text(text) => Some(text.into_owned()),
+        _ => None,
+    }
 }
 
 /// `GET /api/trace/{event_id}`.

@@ -64,6 +64,7 @@ impl Traffic {
             rps: events / seconds,
             event_bytes: bytes / events,
             batch: events / requests,
+            bad: 0.0,
             regions: 1,
             pack,
         })

@@ -79,7 +79,8 @@ fn words(state: &State, now: Micros) -> String {
     let heard = state.interval.as_ref().map_or("no notice yet".to_string(), |interval| heard(interval, now));
     let due = called_for(state, state::Status::Due, "DUE and not wholly done");
     let rehearsed = called_for(state, state::Status::Rehearsed, "armed, it would have acted");
-    let released = called_for(state, state::Status::Released, "released, not done again before the next interval");
+    let released =
+        called_for(state, state::Status::Released, "released, done again when its share of a limit is crossed anew");
     format!("{mode}; {in_force}{due}{rehearsed}{released}; {heard}")
 }
 
@@ -141,6 +142,9 @@ mod tests {
         let interval = state.interval.as_mut().unwrap();
         interval.actions = serde_json::from_value(json!({"brake": since("released")})).unwrap();
         let told = words(&state, now);
-        assert!(told.contains("; released, not done again before the next interval: brake since"), "{told}");
+        assert!(
+            told.contains("; released, done again when its share of a limit is crossed anew: brake since"),
+            "{told}"
+        );
     }
 }

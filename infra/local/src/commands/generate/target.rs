@@ -8,6 +8,8 @@ use publisher::handler::{self, Deps, Media};
 use serde::Deserialize;
 use shared::clock::Clock;
 use shared::enrich::address::Anonymise;
+use shared::publish::MAX_EVENT_BYTES;
+use shared::schema::Schemas;
 
 use crate::commands::{self, cloud};
 use crate::error::Failure;
@@ -32,10 +34,16 @@ impl Target {
             return Ok(Self::Address(client, publish_url(to)));
         }
         let topic = cloud::topic(to, patience).await?;
-        let registry = Arc::new(commands::registry(None)?);
-        // Whoever may publish to the topic may send every type.
-        let (clock, anonymise, stream_types) = (Clock::system(), Anonymise::Off, StreamTypes::All);
-        Ok(Self::Topic(Arc::new(Deps { registry, topic, clock, anonymise, stream_types })))
+        Ok(Self::Topic(Arc::new(Deps {
+            schemas: Arc::new(Schemas::fixed(commands::registry(None)?)),
+            topic,
+            clock: Clock::system(),
+            anonymise: Anonymise::Off,
+            // Whoever may publish to the topic may send every type.
+            stream_types: StreamTypes::All,
+            max_event_bytes: MAX_EVENT_BYTES,
+            synthetic_events: false,
+        })))
     }
 }
 

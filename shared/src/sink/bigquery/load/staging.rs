@@ -25,6 +25,7 @@ impl Staging {
             kind: Kind::Integer,
             mode: Mode::Required,
             max_length: None,
+            max_elements: usize::MAX,
             description: None,
             fill: Fill::System,
         };

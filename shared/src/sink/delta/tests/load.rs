@@ -29,7 +29,7 @@ fn lines(load: &str, number: usize) -> [String; 3] {
 fn add(load: &mut dyn Load, table: usize, plan: &Plan, line: &str) {
     let mut row = Row::default();
     decode::row(plan, line.as_bytes(), &mut row).unwrap();
-    assert_eq!(row.problems, [], "{line}");
+    assert_eq!(*row.problems, [], "{line}");
     load.add(table, &row.values);
 }
 

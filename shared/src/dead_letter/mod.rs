@@ -1,21 +1,24 @@
 //! Dead letters: what could not be used, with the reason and the exact bytes.
 
+mod publish;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Micros;
 use crate::decode::time::timestamp_text;
-use crate::decode::{Code, Problem};
+use crate::decode::{Code, Problem, Problems};
 use crate::event;
-use crate::metrics::Metrics;
-use crate::publish::{Attributes, Message, Publisher, publish_all};
-use crate::schema::DEAD_LETTER;
+
+pub use publish::{DeadLetterPublisher, store_raw};
 
 /// Raw bytes over this size go to the bucket; the dead letter keeps their first [`RAW_HEAD`].
 pub const MAX_RAW: usize = 256 * 1024;
 /// How much of a large input stays in the dead letter itself, in bytes.
 pub const RAW_HEAD: usize = 4 * 1024;
+/// The longest text of a reason, in bytes.
+const MAX_DETAIL: usize = 2 * 1024;
 /// The attribute of a message that a dead letter is replayed in: its `dead_letter_id`.
 pub const REPLAY_OF: &str = "replay_of";
 
@@ -28,33 +31,34 @@ pub struct Reason {
     pub detail: String,
 }
 
+impl Reason {
+    /// A reason whose text is cut at [`MAX_DETAIL`].
+    pub fn new(code: Code, mut detail: String) -> Self {
+        if detail.len() > MAX_DETAIL {
+            let end = (0..=MAX_DETAIL).rev().find(|&at| detail.is_char_boundary(at)).unwrap_or_default();
+            detail.truncate(end);
+            detail.push('…');
+        }
+        Self { code, detail }
+    }
+}
+
 impl From<&Problem> for Reason {
     fn from(problem: &Problem) -> Self {
-        Self { code: problem.code, detail: problem.to_string() }
+        Self::new(problem.code, problem.to_string())
     }
 }
 
-/// All faults of one event: the first one's code, everyone's words.
-pub fn reason_of(problems: &[Problem]) -> Option<Reason> {
-    let first = problems.first()?;
-    let words: Vec<_> = problems.iter().map(Problem::to_string).collect();
-    Some(Reason { code: first.code, detail: words.join("; ") })
-}
-
-/// Publishes dead letters and counts them. What they were made of may be settled only after their topic has them.
-pub async fn bury(letters: &[DeadLetter], topic: &dyn Publisher, metrics: &Metrics) -> Result<(), String> {
-    if letters.is_empty() {
-        return Ok(());
+/// All faults of one event: the first one's code, everyone's words as far as they are kept.
+pub fn reason_of(problems: &Problems) -> Option<Reason> {
+    let code = problems.code()?;
+    let mut words: Vec<_> = problems.iter().map(Problem::to_string).collect();
+    match problems.omitted() {
+        0 => {}
+        1 => words.push("1 more fault".into()),
+        more => words.push(format!("{more} more faults")),
     }
-    for letter in letters {
-        tracing::info!(reason = %letter.reason, stage = letter.stage, id = letter.dead_letter_id, "dead letter");
-    }
-    let messages = letters.iter().map(DeadLetter::to_message).collect();
-    publish_all(topic, messages).await.map_err(|error| error.to_string())?;
-    for letter in letters {
-        metrics.dead_letter(letter.reason.as_str());
-    }
-    Ok(())
+    Some(Reason::new(code, words.join("; ")))
 }
 
 /// A row of the table `dead_letters`.
@@ -160,14 +164,15 @@ impl DeadLetter {
         if self.raw_uri.is_some() {
             return None;
         }
-        match self.raw_encoding.as_str() {
-            "base64" => base64_simd::STANDARD.decode_to_vec(self.raw.as_bytes()).ok(),
-            _ => Some(self.raw.clone().into_bytes()),
-        }
+        let raw = match self.raw_encoding.as_str() {
+            "base64" => base64_simd::STANDARD.decode_to_vec(self.raw.as_bytes()).ok()?,
+            _ => self.raw.clone().into_bytes(),
+        };
+        (raw.len() == self.raw_size).then_some(raw)
     }
 
-    /// Leaves the beginning of a large input here and says where the whole lies.
-    pub fn move_raw_to(&mut self, uri: String) {
+    /// Keeps only the beginning of a large input here, and the address of the whole if it lies anywhere.
+    pub fn move_raw_to(&mut self, uri: Option<String>) {
         let Some(raw) = self.raw_bytes() else { return };
         let mut head = &raw[..raw.len().min(RAW_HEAD)];
         if let Err(error) = std::str::from_utf8(head)
@@ -178,29 +183,34 @@ impl DeadLetter {
         let (text, encoding) = encode_raw(head);
         self.raw = text;
         self.raw_encoding = encoding.to_string();
-        self.raw_uri = Some(uri);
+        self.raw_uri = uri;
     }
 
     /// The row as one line of JSON.
     pub fn to_json(&self) -> Bytes {
         serde_json::to_vec(self).unwrap_or_default().into()
     }
+}
 
-    /// The message for the dead-letter topic.
-    pub fn to_message(&self) -> Message {
-        let attributes = Attributes::from([
-            ("event_type".to_string(), DEAD_LETTER.to_string()),
-            ("reason".to_string(), self.reason.to_string()),
-        ]);
-        Message { data: self.to_json(), attributes }
+/// Text as it is; base64 where it is no UTF-8, or where its escapes in JSON would take more room: a third more is about
+/// the most that any input grows by.
+fn encode_raw(raw: &[u8]) -> (String, &'static str) {
+    /// What a short text may grow by, to stay readable.
+    const SPARE: usize = 256;
+    match std::str::from_utf8(raw) {
+        Ok(text) if escapes_length(raw) <= raw.len() / 3 + SPARE => (text.to_string(), "utf8"),
+        _ => (base64_simd::STANDARD.encode_to_string(raw), "base64"),
     }
 }
 
-fn encode_raw(raw: &[u8]) -> (String, &'static str) {
-    match std::str::from_utf8(raw) {
-        Ok(text) => (text.to_string(), "utf8"),
-        Err(_) => (base64_simd::STANDARD.encode_to_string(raw), "base64"),
-    }
+/// How many bytes longer the text is as a JSON string.
+fn escapes_length(text: &[u8]) -> usize {
+    let added = |byte: &u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
+        0..0x20 => 5,
+        _ => 0,
+    };
+    text.iter().map(added).sum()
 }
 
 #[cfg(test)]
@@ -208,11 +218,11 @@ mod tests {
     use super::*;
     use crate::decode;
     use crate::row::Row;
-    use crate::schema::Registry;
+    use crate::schema::{DEAD_LETTER, Registry};
 
     fn letter(raw: &[u8]) -> DeadLetter {
         let origin = Origin { stage: "enricher", identity: &[b"sub", b"1", b"0"], ..Origin::default() };
-        DeadLetter::new(&origin, Reason { code: Code::BadJson, detail: "at byte 1".into() }, raw)
+        DeadLetter::new(&origin, Reason::new(Code::BadJson, "at byte 1".into()), raw)
     }
 
     #[test]
@@ -226,6 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn no_input_grows_by_more_than_a_third() {
+        for raw in [vec![0; 3_000], vec![b'"'; 3_000], vec![0xff; 3_000], "é".repeat(1_500).into_bytes()] {
+            let dead = letter(&raw);
+            assert_eq!(dead.raw_bytes().unwrap(), raw);
+            assert!(serde_json::to_string(&dead.raw).unwrap().len() <= 4_258);
+        }
+    }
+
+    #[test]
+    fn a_reason_names_twenty_faults_in_bounded_words() {
+        let mut problems = Problems::default();
+        (0..23).for_each(|_| problems.push(Problem::of("a", Code::WrongType, "é".repeat(20))));
+        let reason = reason_of(&problems).unwrap();
+        assert!(reason.detail.ends_with("; 3 more faults"), "{}", reason.detail);
+        let problems = Problem::of("a", Code::WrongType, "é".repeat(3_000)).into();
+        let reason = reason_of(&problems).unwrap();
+        assert!(reason.detail.len() <= MAX_DETAIL + 3 && reason.detail.ends_with("é…"));
+    }
+
+    #[test]
     fn any_bytes_come_back() {
         for raw in [&b"plain"[..], b"\xff\0", b""] {
             assert_eq!(letter(raw).raw_bytes().unwrap(), raw);
@@ -236,7 +266,7 @@ mod tests {
     fn a_large_input_leaves_its_beginning() {
         let raw = "é".repeat(MAX_RAW);
         let mut dead = letter(raw.as_bytes());
-        dead.move_raw_to("gs://b/x".into());
+        dead.move_raw_to(Some("gs://b/x".into()));
         assert_eq!((dead.raw.len(), dead.raw_encoding.as_str(), dead.raw_size), (RAW_HEAD, "utf8", raw.len()));
         assert!(raw.starts_with(&dead.raw) && dead.raw_bytes().is_none());
     }
