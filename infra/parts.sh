@@ -3,7 +3,8 @@
 # shellcheck disable=SC2034 # used by those
 
 GCP=(
-    gcp/apis gcp/service-accounts gcp/roles gcp/identity-pool gcp/topics gcp/buckets gcp/schema gcp/datasets gcp/budget
+    gcp/apis gcp/service-accounts gcp/roles gcp/identity-pool gcp/topics gcp/buckets gcp/schema gcp/datasets
+    gcp/deduplication gcp/budget
     gcp/images gcp/services gcp/subscriptions gcp/backfill gcp/request-logs gcp/monitoring
 )
 SCHEMA=(gcp/schema)

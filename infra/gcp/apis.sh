@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 . ./names.sh
 
 APIS=(
-    artifactregistry bigquery bigquerystorage billingbudgets cloudbilling cloudbuild cloudresourcemanager iam iamcredentials
+    artifactregistry bigquery bigquerydatatransfer bigquerystorage billingbudgets cloudbilling cloudbuild cloudresourcemanager iam iamcredentials
     logging monitoring pubsub run serviceusage storage sts
 )
 

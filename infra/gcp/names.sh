@@ -31,7 +31,7 @@ ask() {
     if answer=$("$@" 2>"$errors"); then
         rm "$errors"
         [ -z "$answer" ] || printf '%s\n' "$answer"
-    elif grep -qiE 'NOT_FOUND|not found|does not exist|cannot find|matched no objects|SERVICE_DISABLED' "$errors" - <<<"$answer"; then # bq tells faults as answers
+    elif grep -qiE 'NOT_FOUND|not found|does not exist|cannot find|matched no objects|SERVICE_DISABLED|or it is disabled' "$errors" - <<<"$answer"; then # bq tells faults as answers
         rm "$errors"
     else
         cat "$errors" >&2

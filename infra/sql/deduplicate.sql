@@ -33,6 +33,8 @@ SELECT CONCAT(table_schema, '.', table_name) AS name,
   -- As the table has them: a column that the schema has no more keeps its values.
   STRING_AGG(CONCAT('`', column_name, '`'), ', ' ORDER BY ordinal_position) AS columns
 FROM columns
+-- TABLE__RUN is what a backfill stages.
+WHERE STRPOS(table_name, '__') = 0
 GROUP BY table_schema, table_name
 HAVING COUNTIF(column_name IN ('event_id', 'received_at', 'loaded_at', 'fingerprint')) = 4
   AND COUNTIF(is_partitioning_column = 'YES') = 1;

@@ -219,7 +219,7 @@ mod tests {
             event.replace(r#""event_id":"a""#, r#""event_id":"b""#),
             event.replace("T00:00:00Z", "T01:00:00+01:00"),
             event.replace("eventTimestamp", "event_timestamp"),
-            event.replace("}", r#","country":"DE","fingerprint":1,"unknown":{}}"#),
+            event.replace('}', r#","country":"DE","fingerprint":1,"unknown":{}}"#),
         ] {
             assert_eq!(fingerprint_of(&same), first, "{same}");
         }

@@ -34,7 +34,7 @@ import google_apis
 import google_storage
 from answers import Answer, Request, fault
 
-READING_VERBS = ("getIamPolicy", "testIamPermissions", "queryTestablePermissions", "search", "lookup", "query")
+READING_VERBS = ("checkValidCreds", "getIamPolicy", "testIamPermissions", "queryTestablePermissions", "search", "lookup", "query")
 
 
 class Clouds:

@@ -10,6 +10,7 @@ import re
 from urllib.parse import unquote
 
 from answers import Answer, Request, fault, unknown
+from google_transfer import DISCOVERY
 
 # What is enabled in a new project, and what gcloud reaches through a project of its own.
 ALWAYS_ENABLED = {
@@ -76,6 +77,7 @@ KINDS = [
     Kind("monitoring", "projects/*", "alertPolicies", "+"),
     Kind("monitoring", "projects/*", "notificationChannels", "+"),
     Kind("billingbudgets", "billingAccounts/*", "budgets", "+"),
+    Kind("bigquerydatatransfer", "projects/*/locations/*", "transferConfigs", "+"),
     Kind("artifactregistry", "projects/*/locations/*", "repositories", "?repositoryId", operation=True),
 ]
 LISTED_AS = {"serviceAccounts": "accounts", "providers": "workloadIdentityPoolProviders"}
@@ -161,6 +163,8 @@ class GoogleApis:
         )
         if host == "oauth2.googleapis.com" and request.path == "/token":
             return Answer.of({"access_token": "token-of-the-test", "expires_in": 3600, "token_type": "Bearer"})
+        if request.path == "/$discovery/rest" and service == "bigquerydatatransfer":
+            return Answer.of(DISCOVERY)
         if service not in ALWAYS_ENABLED | {"iam"} and f"{service}.googleapis.com" not in self.enabled:
             return self.disabled(f"{service}.googleapis.com")
         if service == "iam" and request.method != "GET" and "iam.googleapis.com" not in self.enabled:
@@ -378,6 +382,14 @@ class GoogleApis:
             if verb == "disable":
                 self.enabled.discard(name)
                 return Answer.of({"name": "operations/disable", "done": True, "response": {}})
+        return None
+
+    def of_bigquerydatatransfer(self, request, path):
+        if path.endswith("/dataSources/scheduled_query:checkValidCreds"):
+            return Answer.of({"hasValidCreds": True})
+        account = request.query.get("serviceAccountName")
+        if account and not self.is_member(f"serviceAccount:{account}"):
+            return fault(400, f"{account}: does not exist")
         return None
 
     def of_cloudresourcemanager(self, request, path):

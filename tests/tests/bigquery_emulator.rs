@@ -117,10 +117,10 @@ async fn every_type_is_read_exactly_by_googles_own_clients() {
                 {"amount": null, "moment": null}
             ]
         },
-        "e1", "datetime 2026-10-20 00:15:03.500000+00:00", loaded_at, "1-0-0"
+        "e1", "datetime 2026-10-20 00:15:03.500000+00:00", loaded_at, "1-0-0", null
     ]);
     let second =
-        json!([1, null, null, null, null, null, null, null, null, null, null, null, "e2", null, loaded_at, null]);
+        json!([1, null, null, null, null, null, null, null, null, null, null, null, "e2", null, loaded_at, null, null]);
     assert_eq!(read, [first, second]);
 
     // Times in microseconds: `bq` does not read the emulator's form of a TIMESTAMP.

@@ -134,8 +134,8 @@ fn without_copies(table: &dyn Files, closed: &Closed, now: Micros) -> Result<Vec
 
 /// Of each file, the rows that are copies of a row that stays.
 fn copies(table: &dyn Files, files: &[DataFile], columns: &Columns) -> io::Result<Vec<HashSet<usize>>> {
-    let hasher = RandomState::new();
-    let hash = |key: &Key<'_>| hasher.hash_one((key.time, key.fingerprint, key.identity));
+    let keyed = RandomState::new();
+    let hash = |key: &Key<'_>| keyed.hash_one((key.time, key.fingerprint, key.identity));
     let rows: u64 = files.iter().map(|file| file.rows).sum();
     let passes = rows.div_ceil(ROWS_AT_ONCE).max(1);
     let mut twice = HashSet::new();
@@ -156,13 +156,13 @@ fn copies(table: &dyn Files, files: &[DataFile], columns: &Columns) -> io::Resul
     if twice.is_empty() {
         return Ok(copies);
     }
-    let mut first: HashMap<(i64, i64, String), ([i64; 2], usize, usize)> = HashMap::new();
+    let mut first: HashMap<_, Place> = HashMap::new();
     for (number, file) in files.iter().enumerate() {
         columns.read(table, &file.path, |row, key| {
             if !twice.contains(&hash(&key)) {
                 return;
             }
-            let found = (key.order, number, row);
+            let found: Place = (key.order, number, row);
             let known = first.entry((key.time, key.fingerprint, key.identity.to_string())).or_insert(found);
             if *known == found {
                 return;
@@ -173,6 +173,9 @@ fn copies(table: &dyn Files, files: &[DataFile], columns: &Columns) -> io::Resul
     }
     Ok(copies)
 }
+
+/// When a row was received and loaded, its file, and its number in it.
+type Place = ([i64; 2], usize, usize);
 
 /// What tells a row from others, and which of two copies is the first.
 struct Key<'r> {
