@@ -14,7 +14,7 @@ use shared::enrich::{Tables, Warm};
 use shared::event::{BodyType, Member};
 use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, PUBLIC, PublishError, Publisher, publish_one};
-use shared::push::{Answer, Push, claim_memory};
+use shared::push::{Answer, Push, claim_memory, isolated};
 use shared::row::{Row, Value};
 use shared::schema::{Ingest, Plan, Registry, Schemas};
 use shared::window::Window;
@@ -198,10 +198,14 @@ impl<'e> Enrichment<'e> {
                     continue;
                 }
             };
-            match decode_event(plan, line, self.now, &mut row) {
+            let enriched = isolated(|| {
+                decode_event(plan, line, self.now, &mut row)?;
+                self.tables.enrich(plan, &mut row);
+                anonymise_row(self.config.anonymise, plan, &mut row);
+                Ok(())
+            });
+            match enriched.unwrap_or_else(|problem| Err(Reason::from(&problem))) {
                 Ok(()) => {
-                    self.tables.enrich(plan, &mut row);
-                    anonymise_row(self.config.anonymise, plan, &mut row);
                     set_system_columns(plan, received_at, &identity, &mut row);
                     let of_type = parts.entry(plan.event_type.clone()).or_default();
                     append(of_type, plan, &row, self.config.pack.rows, self.config.pack.bytes);
