@@ -54,7 +54,7 @@ pub mod cloud {
     use shared::enrich::geo::GEO;
     use shared::enrich::{Source, Warm};
     use shared::metrics::Metrics;
-    use shared::publish::pubsub::{Options, PubSub};
+    use shared::publish::pubsub::{ATTEMPT, Options, PubSub};
     use shared::schema::Schemas;
     use shared::serve::Failure;
     use shared::settings::{Settings, fault};
@@ -63,7 +63,8 @@ pub mod cloud {
     use crate::Deps;
 
     /// Rows are packed before they come to the client, so that it waits for no more; a push is worked on for 45 s.
-    const PUBLISH: Options = Options { wait: Duration::from_millis(1), give_up_after: Duration::from_secs(40) };
+    const PUBLISH: Options =
+        Options { wait: Duration::from_millis(1), attempt: ATTEMPT, give_up_after: Duration::from_secs(40) };
     /// How old a look at the lookups' sources may be.
     const LOOKUP_MAX_AGE: Duration = Duration::from_mins(1);
 
@@ -74,9 +75,9 @@ pub mod cloud {
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
         let lookups = lookups(settings, &clock).await?;
-        let bucket = settings.get("ARCHIVE_URI").map(|uri| bucket::open(uri, settings)).transpose();
+        let bucket = settings.get("ARCHIVE_URI").map(|uri| bucket::open_for_requests(uri, settings)).transpose();
         let bucket = bucket.map_err(|error| fault("ARCHIVE_URI", error))?;
-        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
+        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH, clock.clone()).await?;
         Ok(Deps {
             schemas: Arc::new(Schemas::read(settings, &clock).await?),
             lookups: Arc::new(lookups),

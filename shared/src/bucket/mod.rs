@@ -7,7 +7,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-pub use open::{local, open};
+pub use open::{local, open, open_for_requests};
 
 /// A place in a bucket or folder.
 #[derive(Clone)]
