@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The push subscriptions. Pub/Sub signs each push as contextflow-push, tries a message again after 10 s to 10 min, and after 100
-# attempts, which take over 15 hours, forwards it to the dead letter topic. It keeps messages for 31 days.
+# The push subscriptions. Pub/Sub signs each push as contextflow-push and tries a message again after 10 s to 10 min, for 31 days.
+# The pipeline's have no dead-letter policy: its functions separate poison messages themselves, and a policy would forward the
+# whole backlog of an outage once its attempts are used up. The kill-switch's has one, of 100 attempts.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -34,8 +35,7 @@ subscription() { # NAME TOPIC SERVICE PATH
     flags=(--push-endpoint="$endpoint" --push-auth-service-account="$(account push)" --push-auth-token-audience="$audience"
         --ack-deadline=60 --min-retry-delay=10s --max-retry-delay=600s --message-retention-duration=31d)
     wanted="$endpoint|$(account push)|$audience|60|10s|600s|2678400s||"
-    # A message that fails here would come back to this subscription by its own topic, so it is tried for the 31 days instead.
-    if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then
+    if [ "$1" = budget-sub ]; then
         dead_letters=projects/$GCP_PROJECT/topics/$DEAD_LETTER_TOPIC
         flags+=(--dead-letter-topic="$dead_letters" --max-delivery-attempts=100)
         wanted+="$dead_letters|100"
@@ -63,9 +63,11 @@ subscription() { # NAME TOPIC SERVICE PATH
     else
         say "subscription $1: give it its settings"
         [ "$(cut -d '|' -f 8 <<<"$there")" = "" ] || flags+=(--expiration-period=never)
+        # An update without the flag keeps the policy of an earlier deployment.
+        [ "$1" = budget-sub ] || [ "$(cut -d '|' -f 9 <<<"$there")" = "" ] || flags+=(--clear-dead-letter-policy)
         change pubsub subscriptions update "$1" "${flags[@]}" --format=none
     fi
-    if [ "$2" != "$DEAD_LETTER_TOPIC" ]; then
+    if [ "$1" = budget-sub ]; then
         grant "$agent" roles/pubsub.subscriber "" pubsub subscriptions @ "$1"
     fi
 }

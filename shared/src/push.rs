@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -90,6 +90,18 @@ pub async fn answer(metrics: &Metrics, handle: impl Future<Output = Answer> + Se
             StatusCode::SERVICE_UNAVAILABLE
         }
     }
+}
+
+/// Runs the work on one event. A panic is a fault that every delivery of the event would meet again, so it is the event's
+/// problem: the event becomes a dead letter, and its message is not delivered for ever.
+pub fn isolated<T>(work: impl FnOnce() -> T) -> Result<T, Problem> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        tracing::error!("an event made its function panic, and becomes a dead letter");
+        Problem::new(
+            Code::Undeliverable,
+            "the function panics on this event, which is a bug; replay it once that is fixed",
+        )
+    })
 }
 
 /// Work that, when nobody waits for it any more, goes on as a task of its own.
@@ -243,6 +255,12 @@ mod tests {
         assert_eq!(Push::parse(&push.to_json()).unwrap(), push);
         let lines: Vec<_> = push.lines().collect();
         assert_eq!(lines, [(0, &b"{\"a\":1}"[..]), (2, &b"{\"a\":2}"[..])]);
+    }
+
+    #[test]
+    fn a_panic_is_the_problem_of_its_event() {
+        assert_eq!(isolated(|| 7), Ok(7));
+        assert_eq!(isolated(|| -> u8 { panic!("a bug") }).unwrap_err().code, Code::Undeliverable);
     }
 
     #[test]

@@ -68,8 +68,6 @@ def make_topics(url, enricher, batcher):
                                   ("archive", "enriched", f"{batcher}/archive"), ("dead-letter", "dead", f"{batcher}/dead-letter")):
         body = {"topic": f"projects/{PROJECT}/topics/{topics[topic]}", "pushConfig": {"pushEndpoint": endpoint},
                 "ackDeadlineSeconds": 60, "retryPolicy": {"minimumBackoff": "0.5s", "maximumBackoff": "600s"}}
-        if topic != "dead":
-            body["deadLetterPolicy"] = {"deadLetterTopic": f"projects/{PROJECT}/topics/{topics['dead']}", "maxDeliveryAttempts": 100}
         call(f"{api}/subscriptions/clickstream-{name}-sub", body, "PUT")
 
 

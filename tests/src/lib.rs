@@ -13,6 +13,7 @@ pub mod google_server;
 pub mod infra;
 mod naughty;
 pub mod parts;
+pub mod proxy;
 pub mod publisher_process;
 pub mod pubsub;
 mod push;

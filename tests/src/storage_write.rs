@@ -16,6 +16,9 @@ use gcp_bigquery_client::google::cloud::bigquery::storage::v1::append_rows_respo
     AppendResult, Response as Answer,
 };
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::storage_error::StorageErrorCode;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::table_field_schema::{
+    Mode as FieldMode, Type as FieldType,
+};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
     AppendRowsRequest, AppendRowsResponse, BatchCommitWriteStreamsRequest, CreateWriteStreamRequest,
     FinalizeWriteStreamRequest, GetWriteStreamRequest, RowError, StorageError, TableFieldSchema, TableSchema,
@@ -29,7 +32,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use prost_types::DescriptorProto;
 use shared::encode;
-use shared::schema::{Column, Kind, Plan, Registry};
+use shared::schema::{Column, Kind, Mode, Plan, Registry};
 use shared::sink::bigquery::read;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -98,6 +101,8 @@ struct Told {
     bad_rows: HashSet<String>,
     culprits: HashSet<String>,
     dropped_columns: HashSet<String>,
+    hides_schema: bool,
+    integers: HashSet<String>,
     dropped_tables: HashSet<String>,
     schema_is_new: bool,
     token: Option<String>,
@@ -155,6 +160,16 @@ impl StorageWrite {
         let mut told = self.told();
         told.dropped_columns.clear();
         told.schema_is_new = true;
+    }
+
+    /// `GetWriteStream` tells the schema of before any column was dropped, as it may for minutes.
+    pub fn tell_the_old_schema(&self) {
+        self.told().hides_schema = true;
+    }
+
+    /// These columns are integers in the tables, whatever the schema says; rows are refused for it.
+    pub fn make_integers(&self, paths: &[&str]) {
+        self.told().integers = paths.iter().map(ToString::to_string).collect();
     }
 
     /// There is no such table (`dataset.table`).
@@ -313,7 +328,9 @@ impl UnaryService<GetWriteStreamRequest> for Call {
             call.admit(&request)?;
             let name = request.into_inner().name;
             let plan = call.served.plan(&name)?;
-            let fields = fields("", &plan.columns, &call.served.told().dropped_columns);
+            let told = call.served.told();
+            let dropped = if told.hides_schema { HashSet::new() } else { told.dropped_columns.clone() };
+            let fields = fields("", &plan.columns, &dropped, &told.integers);
             Ok(Response::new(WriteStream {
                 name,
                 table_schema: Some(TableSchema { fields }),
@@ -412,6 +429,10 @@ impl Served {
             let code = StorageErrorCode::SchemaMismatchExtraFields;
             return Ok(error(Code::InvalidArgument, &message, Some(code)));
         }
+        if let Some(path) = paths("", descriptor).into_iter().find(|path| told.integers.contains(path)) {
+            let message = format!("The proto field mismatched with BigQuery field at {path}.");
+            return Ok(error(Code::InvalidArgument, &message, None));
+        }
         let mut lines = Vec::with_capacity(serialized.len());
         let mut row_errors = Vec::new();
         for (index, row) in (0..).zip(serialized) {
@@ -433,7 +454,8 @@ impl Served {
         }
         told.landed.entry(plan.table.full_name()).or_default().extend(lines);
         let is_new = std::mem::take(&mut told.schema_is_new);
-        let updated_schema = is_new.then(|| TableSchema { fields: fields("", &plan.columns, &told.dropped_columns) });
+        let updated_schema =
+            is_new.then(|| TableSchema { fields: fields("", &plan.columns, &told.dropped_columns, &told.integers) });
         Ok(AppendRowsResponse { updated_schema, ..landed(None) })
     }
 }
@@ -466,19 +488,44 @@ fn paths(parent: &str, message: &DescriptorProto) -> Vec<String> {
     all
 }
 
-/// The fields of a table as the service tells them: names and records are enough here.
-fn fields(parent: &str, columns: &[Column], dropped: &HashSet<String>) -> Vec<TableFieldSchema> {
+/// The fields of a table as the service tells them.
+fn fields(
+    parent: &str,
+    columns: &[Column],
+    dropped: &HashSet<String>,
+    integers: &HashSet<String>,
+) -> Vec<TableFieldSchema> {
     let mut all = Vec::new();
     for column in columns {
         let path = format!("{parent}{}", column.name);
         if dropped.contains(&path) {
             continue;
         }
-        let fields = match &column.kind {
-            Kind::Record(record) => self::fields(&format!("{path}."), &record.columns, dropped),
-            _ => Vec::new(),
+        let (kind, fields) = match &column.kind {
+            _ if integers.contains(&path) => (FieldType::Int64, Vec::new()),
+            Kind::Record(record) => {
+                (FieldType::Struct, self::fields(&format!("{path}."), &record.columns, dropped, integers))
+            }
+            Kind::String => (FieldType::String, Vec::new()),
+            Kind::Bytes => (FieldType::Bytes, Vec::new()),
+            Kind::Integer => (FieldType::Int64, Vec::new()),
+            Kind::Float => (FieldType::Double, Vec::new()),
+            Kind::Numeric => (FieldType::Numeric, Vec::new()),
+            Kind::BigNumeric => (FieldType::Bignumeric, Vec::new()),
+            Kind::Boolean => (FieldType::Bool, Vec::new()),
+            Kind::Timestamp => (FieldType::Timestamp, Vec::new()),
+            Kind::Date => (FieldType::Date, Vec::new()),
+            Kind::Time => (FieldType::Time, Vec::new()),
+            Kind::DateTime => (FieldType::Datetime, Vec::new()),
+            Kind::Json => (FieldType::Json, Vec::new()),
         };
-        all.push(TableFieldSchema { name: column.name.clone(), fields, ..TableFieldSchema::default() });
+        let mode = match column.mode {
+            Mode::Nullable => FieldMode::Nullable,
+            Mode::Required => FieldMode::Required,
+            Mode::Repeated => FieldMode::Repeated,
+        };
+        let (name, kind, mode) = (column.name.clone(), kind.into(), mode.into());
+        all.push(TableFieldSchema { name, r#type: kind, mode, fields, ..TableFieldSchema::default() });
     }
     all
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
+use pipeline_tests::proxy::Proxy;
 use pipeline_tests::storage_write::{Act, StorageWrite};
 use pipeline_tests::{NOW, built_in};
 use shared::clock::{Clock, SECOND};
@@ -116,6 +117,100 @@ async fn a_request_that_is_refused_as_a_whole_is_halved_until_the_culprit_stands
 }
 
 #[tokio::test]
+async fn a_request_that_is_refused_once_is_sent_again_as_a_whole_on_a_new_connection() {
+    let server = StorageWrite::start().await;
+    server.then([Act::Refuse(Code::InvalidArgument)]);
+    assert_eq!(append(&sink(&server, QUICK), 0..100).await, vec![Outcome::Done; 100]);
+    assert_landed(&server, 0..100);
+    assert_eq!(server.came().iter().map(|came| came.rows).collect::<Vec<_>>(), [100, 100]);
+    assert_eq!(server.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_table_that_refuses_every_row_makes_no_dead_letters_for_ten_minutes() {
+    for rows in [1, 500] {
+        let server = StorageWrite::start().await;
+        let clock = Clock::manual(NOW);
+        let sink = BigQuerySink::with(&settings(&server), None, QUICK, clock.clone()).unwrap();
+        server.then([Act::Refuse(Code::InvalidArgument); 3_000]);
+        let words = format!(
+            "{}: BigQuery takes no row: told to refuse; see `contextflow schema diff`",
+            clicks().table.full_name()
+        );
+        for now in [NOW, NOW + 599 * SECOND] {
+            clock.set(now);
+            let before = server.came().len();
+            assert_eq!(append(&sink, 0..rows).await, vec![Outcome::Retry(words.clone()); rows]);
+            let requests = server.came().len() - before;
+            assert!(requests <= 130, "{requests} requests for {rows} rows");
+        }
+        clock.set(NOW + 600 * SECOND);
+        assert_eq!(detail(&append(&sink, 0..1).await[0]), (Fault::Refused, "BigQuery: told to refuse"));
+    }
+}
+
+#[tokio::test]
+async fn a_table_of_another_form_is_for_an_operator_to_mend() {
+    let server = StorageWrite::start().await;
+    let sink = sink(&server, QUICK);
+    server.make_integers(&["country"]);
+    let words = format!(
+        "{}: the column `country` is INT64 in the table, STRING in the schema; see `contextflow schema diff` (BigQuery: \
+         The proto field mismatched with BigQuery field at country.)",
+        clicks().table.full_name()
+    );
+    assert_eq!(append(&sink, 0..50).await, vec![Outcome::Retry(words); 50]);
+    assert!(server.came().iter().all(|came| came.rows == 50), "nothing is halved");
+    server.make_integers(&[]);
+    assert_eq!(append(&sink, 0..50).await, vec![Outcome::Done; 50]);
+}
+
+/// BigQuery knows whether rows are there only where they have an offset.
+#[tokio::test]
+async fn already_exists_on_a_default_stream_is_no_success() {
+    let server = StorageWrite::start().await;
+    for act in [Act::Refuse(Code::AlreadyExists), Act::End(Code::AlreadyExists)] {
+        server.then([act]);
+        let before = server.rows(&clicks()).len();
+        assert_eq!(append(&sink(&server, QUICK), 0..10).await, vec![Outcome::Done; 10]);
+        assert_eq!(server.rows(&clicks()).len(), before + 10, "{act:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_has_died_silently_is_replaced() {
+    let server = StorageWrite::start().await;
+    let proxy = Proxy::before(&server.url).await;
+    let settings =
+        Settings::from_iter([("GOOGLE_CLOUD_PROJECT", "example.com:p"), ("BIGQUERY_GRPC_ENDPOINT", &proxy.url)]);
+    let clock = Clock::manual(NOW);
+    let open = |options| BigQuerySink::with(&settings, None, options, clock.clone()).unwrap();
+
+    // Without a sign: what gets no answer is sent again on a new channel.
+    let sink = open(Options { answer_within: Duration::from_millis(300), ..QUICK });
+    assert_eq!(append(&sink, 0..1).await, [Outcome::Done]);
+    proxy.fall_silent();
+    assert_eq!(append(&sink, 1..2).await, [Outcome::Done]);
+    assert_eq!(proxy.accepted(), 2);
+    proxy.fall_silent();
+    assert!(sink.ready().await.is_err());
+    assert_eq!(sink.ready().await, Ok(()));
+
+    // After more than four minutes without an answer: the old one is not tried.
+    let sink = open(Options { answer_within: Duration::from_mins(5), give_up_after: Duration::from_mins(5), ..QUICK });
+    assert_eq!(append(&sink, 2..3).await, [Outcome::Done]);
+    let before = proxy.accepted();
+    clock.set(NOW + 240 * SECOND);
+    assert_eq!(append(&sink, 3..4).await, [Outcome::Done]);
+    assert_eq!(proxy.accepted(), before);
+    proxy.fall_silent();
+    clock.set(NOW + 481 * SECOND);
+    let appended = tokio::time::timeout(Duration::from_secs(30), append(&sink, 4..5)).await;
+    assert_eq!(appended.expect("the old channel is not tried"), [Outcome::Done]);
+    assert_landed(&server, 0..5);
+}
+
+#[tokio::test]
 async fn what_may_pass_is_tried_again_with_the_same_rows() {
     for act in [
         Act::Refuse(Code::ResourceExhausted),
@@ -189,12 +284,12 @@ async fn an_append_ends_in_time_and_says_what_has_landed() {
     let server = StorageWrite::start().await;
     server.refuse_requests_with(&["click-0"]);
     let sink = sink(&server, Options { give_up_after: Duration::from_millis(500), ..QUICK });
-    // The whole, then its halves one after the other; the second is never answered.
-    server.then([Act::Take, Act::Take, Act::Silence]);
-    let outcomes = append(&sink, 0..2).await;
+    // The whole, twice; its halves; the rows of the first one, of which the second is never answered.
+    server.then([Act::Take, Act::Take, Act::Take, Act::Take, Act::Take, Act::Silence]);
+    let outcomes = append(&sink, 0..4).await;
     let late = format!("{}: no answer in time", clicks().table.full_name());
     assert_eq!(detail(&outcomes[0]).0, Fault::Refused);
-    assert_eq!(outcomes[1], Outcome::Retry(late));
+    assert_eq!(outcomes[1..], [Outcome::Retry(late), Outcome::Done, Outcome::Done]);
 }
 
 #[tokio::test]
@@ -238,35 +333,60 @@ async fn large_batches_go_in_requests_that_bigquery_takes() {
     assert!(server.came().iter().all(|came| came.bytes < 9_100_000), "{:?}", server.came());
 }
 
+/// A click without a value in `country`.
+fn without_country(number: usize) -> String {
+    click(number).replace(r#""country":"DE","#, "")
+}
+
 #[tokio::test]
-async fn a_column_that_the_table_lacks_costs_the_rows_that_have_a_value_in_it() {
+async fn a_column_that_the_table_lacks_is_waited_for_ten_minutes_and_then_costs_the_rows_with_a_value_in_it() {
     let server = StorageWrite::start().await;
-    let sink = sink(&server, QUICK);
+    let clock = Clock::manual(NOW);
+    let sink = BigQuerySink::with(&settings(&server), None, QUICK, clock.clone()).unwrap();
     server.drop_columns(&["country"]);
     let plan = clicks();
-    let without = |number: usize| click(number).replace(r#""country":"DE","#, "");
-    let rows = [click(0), without(1), click(2), without(3)];
-    let outcomes = sink.append(&batch(&plan, rows)).await;
-    let words = format!(
-        "the table {} lacks the column `country`; run `contextflow schema apply`, then replay",
-        plan.table.full_name()
-    );
-    for (number, outcome) in outcomes.iter().enumerate() {
+    let words =
+        format!("the table {} lacks the column `country`; run `contextflow schema apply`", plan.table.full_name());
+    let rows = || [click(0), without_country(1), click(2), without_country(3)];
+    let retry = || Outcome::Retry(words.clone());
+    // The rows without a value land whenever they come; the time of the first notice counts, however often BigQuery is asked.
+    for now in [NOW, NOW + 61 * SECOND, NOW + 599 * SECOND] {
+        clock.set(now);
+        let outcomes = sink.append(&batch(&plan, rows())).await;
+        assert_eq!(outcomes, [retry(), Outcome::Done, retry(), Outcome::Done]);
+    }
+    clock.set(NOW + 600 * SECOND);
+    for (number, outcome) in sink.append(&batch(&plan, rows())).await.iter().enumerate() {
         match number {
-            0 | 2 => assert_eq!(detail(outcome), (Fault::MissingColumn, words.as_str())),
+            0 | 2 => assert_eq!(detail(outcome), (Fault::MissingColumn, format!("{words}, then replay").as_str())),
             _ => assert_eq!(*outcome, Outcome::Done, "{number}"),
         }
     }
-    assert_eq!(server.rows(&plan).len(), 2);
+    assert_eq!(server.rows(&plan).len(), 8);
     // Once known, nothing is refused any more.
     let before = server.came().len();
-    assert_eq!(sink.append(&batch(&plan, [without(4)])).await, [Outcome::Done]);
+    assert_eq!(sink.append(&batch(&plan, [without_country(4)])).await, [Outcome::Done]);
     assert_eq!(server.came().len(), before + 1);
     // An answer tells of the new column: a replay lands.
     server.add_columns();
-    assert_eq!(sink.append(&batch(&plan, [without(5)])).await, [Outcome::Done]);
+    assert_eq!(sink.append(&batch(&plan, [without_country(5)])).await, [Outcome::Done]);
     assert_eq!(sink.append(&batch(&plan, [click(0), click(2)])).await, vec![Outcome::Done; 2]);
-    assert_eq!(server.rows(&plan).len(), 6);
+    assert_eq!(server.rows(&plan).len(), 12);
+    // The next change has its own ten minutes.
+    server.drop_columns(&["country"]);
+    assert_eq!(append(&sink, 0..1).await, [retry()]);
+}
+
+/// The service tells an old schema for minutes, and refuses by the new one.
+#[tokio::test]
+async fn a_column_that_only_the_refusal_names_is_left_out_as_well() {
+    let server = StorageWrite::start().await;
+    let sink = sink(&server, QUICK);
+    server.drop_columns(&["country"]);
+    server.tell_the_old_schema();
+    let outcomes = sink.append(&batch(&clicks(), [click(0), without_country(1)])).await;
+    assert!(matches!(&outcomes[0], Outcome::Retry(reason) if reason.contains("`country`")), "{outcomes:?}");
+    assert_eq!(outcomes[1], Outcome::Done);
 }
 
 #[tokio::test]
@@ -279,8 +399,7 @@ async fn a_field_of_a_record_that_the_table_lacks_is_named() {
     let rows = [order(r#"{"product_id":"p"}"#), order(r#"{"product_id":"p"},{"quantity":1}"#)];
     let outcomes = sink.append(&batch(&plan, rows)).await;
     assert_eq!(outcomes[0], Outcome::Done);
-    assert_eq!(detail(&outcomes[1]).0, Fault::MissingColumn);
-    assert!(detail(&outcomes[1]).1.contains("`items.quantity`"), "{outcomes:?}");
+    assert!(matches!(&outcomes[1], Outcome::Retry(reason) if reason.contains("`items.quantity`")), "{outcomes:?}");
 }
 
 #[tokio::test]
@@ -289,9 +408,9 @@ async fn lacking_columns_are_asked_for_again_after_a_while() {
     let clock = Clock::manual(NOW);
     let sink = BigQuerySink::with(&settings(&server), None, QUICK, clock.clone()).unwrap();
     server.drop_columns(&["country"]);
-    assert!(matches!(append(&sink, 0..1).await[0], Outcome::Poison(_)));
+    assert!(matches!(append(&sink, 0..1).await[0], Outcome::Retry(_)));
     server.drop_columns(&[]);
-    assert!(matches!(append(&sink, 0..1).await[0], Outcome::Poison(_)));
+    assert!(matches!(append(&sink, 0..1).await[0], Outcome::Retry(_)));
     clock.set(NOW + 61 * SECOND);
     assert_eq!(append(&sink, 0..1).await, [Outcome::Done]);
 }

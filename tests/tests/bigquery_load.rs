@@ -32,7 +32,12 @@ const QUICK: Options = Options {
 };
 const STAGING: &str = "clickstream_dw.sessions__r1";
 
-/// The REST side: what was made is there, every query works, and the transaction publishes.
+/// What BigQuery says to a transaction that would change rows which were streamed within the last 30 minutes.
+const STREAMED: &str =
+    "UPDATE or DELETE statement over table p.d.t would affect rows in the streaming buffer, which is not supported";
+
+/// The REST side: what was made is there, every query works, and the transaction publishes, unless it may delete what was
+/// streamed just now to a table of events.
 #[derive(Clone, Default)]
 struct Rest(Arc<Mutex<Told>>);
 
@@ -91,7 +96,12 @@ impl Told {
     fn query(&mut self, sql: &str) -> (u16, Json) {
         self.statements.push(sql.to_string());
         if sql.starts_with("BEGIN TRANSACTION") {
-            if let Some(message) = self.refusals.pop_front() {
+            let changes_streamed_rows = |statement: &str| {
+                let is_mutation = statement.starts_with("DELETE") || statement.starts_with("TRUNCATE");
+                is_mutation && statement.contains("clickstream") && !statement.contains("`loaded_at` <")
+            };
+            let refusal = sql.lines().any(changes_streamed_rows).then_some(STREAMED);
+            if let Some(message) = refusal.or_else(|| self.refusals.pop_front()) {
                 return (400, json!({"error": {"code": 400, "message": message}}));
             }
             self.is_published = true;
@@ -366,6 +376,35 @@ async fn a_transaction_that_met_another_one_is_tried_again_and_other_refusals_ar
     // Its staging tables are gone, and nothing is left to be done.
     fixture.begin(Some(&checkpoint)).await.unwrap().publish().await.unwrap();
     assert_eq!(fixture.rest.transactions(), 3);
+}
+
+#[tokio::test]
+async fn a_live_table_of_events_is_rebuilt_without_deleting_what_was_streamed_just_now() {
+    let fixture = Fixture::start().await;
+    let clicks = Arc::clone(built_in().get("clickstream").unwrap());
+    for (run, mode) in [("r1", Mode::Replace), ("r2", Mode::ReplaceDays { first: 20_000, last: 20_001 })] {
+        fixture.rest.0.lock().unwrap().is_published = false;
+        fixture.loader.begin(run, &[Arc::clone(&clicks)], mode, None).await.unwrap().publish().await.unwrap();
+        let told = fixture.rest.0.lock().unwrap();
+        let script = told.statements.iter().rfind(|sql| sql.starts_with("BEGIN TRANSACTION")).unwrap();
+        assert!(script.contains("NOT EXISTS"), "what has stayed is not shown twice: {script}");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_would_change_streamed_rows_says_when_it_can_be_run() {
+    let fixture = Fixture::start().await;
+    let mut load = fixture.begin(None).await.unwrap();
+    send(&mut *load, 0..10).await.unwrap();
+    fixture.rest.0.lock().unwrap().refusals.push_back(STREAMED);
+    let error = load.publish().await.unwrap_err();
+    assert_eq!(
+        error,
+        format!(
+            "publishing run r1: {STREAMED}; nothing was changed; publish it when nothing was streamed to the table for 30 minutes"
+        )
+    );
+    assert_eq!(fixture.rest.names().len(), 5, "what was staged stays");
 }
 
 #[tokio::test]

@@ -44,6 +44,7 @@ fn a_deployment_is_made_used_and_removed() {
     what_was_built_is_what_runs(&clouds, &first);
     events_go_through(&clouds, &first);
     what_pushes_nowhere_is_not_undone(&clouds);
+    an_earlier_dead_letter_policy_is_taken_away(&clouds);
     what_cannot_be_asked_is_not_taken_for_nothing(&clouds);
     other_settings_change_what_is_there(&clouds);
 
@@ -237,6 +238,19 @@ fn what_pushes_nowhere_is_not_undone(clouds: &Clouds) {
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": {}}));
     refused(clouds, "a subscription that pushes nowhere");
     clouds.google(&Method::POST, "pubsub.googleapis.com", &modify, &json!({"pushConfig": there["pushConfig"]}));
+}
+
+/// A deployment of before, whose subscriptions would forward the backlog of an outage.
+fn an_earlier_dead_letter_policy_is_taken_away(clouds: &Clouds) {
+    let subscription = format!("/v1/projects/{PROJECT}/subscriptions/clickstream-raw-sub");
+    let topic = format!("projects/{PROJECT}/topics/clickstream-dead-letter-topic");
+    let policy = json!({"deadLetterTopic": topic, "maxDeliveryAttempts": 100});
+    let update = json!({"subscription": {"deadLetterPolicy": policy}, "updateMask": "deadLetterPolicy"});
+    clouds.google(&Method::PATCH, "pubsub.googleapis.com", &subscription, &update);
+    clouds.step("gcp/subscriptions").expect_success();
+    let there = clouds.google(&Method::GET, "pubsub.googleapis.com", &subscription, &Value::Null);
+    assert_eq!(there["deadLetterPolicy"], Value::Null);
+    assert_ne!(there["pushConfig"], Value::Null, "{there}");
 }
 
 /// A question that is refused ends the script: "nothing" would be an answer too, and another one.

@@ -2,15 +2,25 @@
 //! checks, and publishes to a server that takes nothing without a token that is good at that moment.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::routing::get;
+use axum::{Json, Router};
 use futures::future::join_all;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use pipeline_tests::parts;
+use pipeline_tests::proxy::Proxy;
 use pipeline_tests::publisher_process::PublisherProcess;
 use pipeline_tests::sts::{AUDIENCE, Role, Sts};
-use pipeline_tests::topic_server::TopicServer;
+use pipeline_tests::topic_server::{TopicServer, serve};
+use pipeline_tests::{NOW, parts};
 use serde_json::{Value, json};
+use shared::clock::{Clock, SECOND};
+use shared::credentials;
+use shared::settings::Settings;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep_until};
 
@@ -195,4 +205,34 @@ async fn with_a_service_account_to_impersonate_the_topic_sees_only_that_ones_tok
     }
     assert_eq!((pubsub.taken().len(), sts.exchanges().len()), (2, 1));
     assert_none_in(&publisher.process.log(), &secrets(&sts, &role));
+}
+
+/// Tokens `token-1`, `token-2`, … of a metadata server, each good for an hour.
+async fn metadata_server() -> String {
+    let token = async |State(issued): State<Arc<AtomicUsize>>, headers: HeaderMap| {
+        assert_eq!(headers["metadata-flavor"], "Google");
+        let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
+        Json(json!({"access_token": format!("token-{number}"), "expires_in": 3_600, "token_type": "Bearer"}))
+    };
+    let path = "/computeMetadata/v1/instance/service-accounts/default/token";
+    serve(Router::new().route(path, get(token)).with_state(Arc::default())).await
+}
+
+/// A function of Cloud Run has no CPU between requests: what runs then, by a timer, runs late.
+#[tokio::test]
+async fn a_token_of_the_metadata_server_is_renewed_by_its_age_alone() {
+    let proxy = Proxy::before(&metadata_server().await).await;
+    let host = proxy.url.trim_start_matches("http://");
+    let clock = Clock::manual(NOW);
+    let credentials =
+        credentials::with_clock(&Settings::from_iter([("GCE_METADATA_HOST", host)]), clock.clone()).unwrap();
+    let token =
+        async || credentials::headers(&credentials).await.unwrap()["authorization"].to_str().unwrap().to_string();
+    assert_eq!(proxy.accepted(), 0, "nothing is asked for before it is needed");
+    assert_eq!((token().await, token().await), ("Bearer token-1".into(), "Bearer token-1".into()));
+    // No time has passed but on the wall clock, and the connection has died meanwhile.
+    proxy.fall_silent();
+    clock.set(NOW + 3_400 * SECOND);
+    assert_eq!(token().await, "Bearer token-2");
+    assert_eq!(proxy.accepted(), 2);
 }

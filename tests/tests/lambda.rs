@@ -4,12 +4,19 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pipeline_tests::json_lines;
+use bytes::Bytes;
 use pipeline_tests::parts::{self, Process, Server};
+use pipeline_tests::proxy::Proxy;
 use pipeline_tests::publisher_process::{PublisherProcess, command};
 use pipeline_tests::pubsub::{PROJECT, PubSubApi};
 use pipeline_tests::topic_server::TopicServer;
+use pipeline_tests::{NOW, json_lines};
 use serde_json::{Value, json};
+use shared::clock::{Clock, SECOND};
+use shared::credentials;
+use shared::publish::pubsub::{ATTEMPT, Options, PubSub};
+use shared::publish::{Message, Publisher as _};
+use shared::settings::Settings;
 use tokio::net::TcpListener;
 
 /// The address that the gateway tells.
@@ -234,6 +241,60 @@ async fn what_the_topic_did_not_take_is_answered_503_in_time() {
         assert_eq!(answer.body["events"], json!([{"index": 0, "event_id": "kept"}]), "{what}");
         assert!(took < timeout + Duration::from_secs(2), "{what}: {took:?}");
     }
+}
+
+/// A Lambda is suspended after its response, and the network forgets the connection meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_request_on_a_connection_that_has_died_silently_is_served() {
+    let pubsub = TopicServer::start().await;
+    let proxy = Proxy::before(&pubsub.url).await;
+    let publisher = PublisherProcess::start(&proxy.url, &[]);
+    assert_eq!(publisher.publish(&visit("before")).await.status(), 200);
+    for round in 1..=2 {
+        publisher.process.signal("STOP");
+        proxy.fall_silent();
+        publisher.process.signal("CONT");
+        let answer = publisher.publish(&visit("after")).await;
+        assert_eq!(answer.status(), 200, "round {round}: {}", publisher.process.log());
+        assert_eq!(proxy.accepted(), round + 1, "one new connection");
+    }
+    assert_eq!(pubsub.taken().len(), 3);
+}
+
+/// Topics of one connection before a proxy, with a clock that the test moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_idle_for_four_minutes_is_not_used_again() {
+    let pubsub = TopicServer::start().await;
+    let proxy = Proxy::before(&pubsub.url).await;
+    let settings = Settings::from_iter([("PUBSUB_ENDPOINT", proxy.url.as_str())]);
+    let clock = Clock::manual(NOW);
+    let options = Options {
+        wait: Duration::from_millis(1),
+        attempt: Duration::from_mins(1),
+        give_up_after: Duration::from_mins(2),
+    };
+    let credentials = credentials::google(&settings).unwrap();
+    let connection = PubSub::new(&settings, credentials, options, clock.clone()).await.unwrap();
+    let topics = ["projects/p/topics/one", "projects/p/topics/two"].map(|name| connection.topic(name));
+    let publish = async || {
+        for topic in &topics {
+            let message = Message { data: Bytes::from_static(b"{}"), ..Message::default() };
+            topic.publish(vec![message]).await.remove(0).unwrap();
+        }
+    };
+    publish().await;
+    clock.set(NOW + 240 * SECOND);
+    publish().await;
+    assert_eq!(proxy.accepted(), 1, "all topics share a connection, which is good for four minutes after each answer");
+    clock.set(NOW + 480 * SECOND);
+    publish().await;
+    assert_eq!(proxy.accepted(), 1);
+    // An attempt on the silent connection would outlast this test's patience.
+    proxy.fall_silent();
+    clock.set(NOW + 721 * SECOND);
+    tokio::time::timeout(Duration::from_secs(30), publish()).await.expect("the old connection is not tried");
+    assert_eq!((proxy.accepted(), pubsub.taken().len()), (2, 8));
+    assert_eq!(ATTEMPT, Duration::from_secs(2));
 }
 
 /// As `cargo run -p publisher` does, before Google's own emulator.

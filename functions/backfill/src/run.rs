@@ -230,7 +230,7 @@ impl Run<'_> {
         let Request { mapping, mode, form, .. } = self.request;
         let checkpoint = record.checkpoint.as_ref();
         let begun = loader.begin(&record.run, &mapping.tables, *mode, checkpoint.map(|checkpoint| &checkpoint.load));
-        let load = self.runtime.block_on(begun).map_err(Error::Work)?;
+        let load = self.held(begun)?;
         let parts = checkpoint.map_or(0, |checkpoint| checkpoint.letter_parts);
         let plan = mapping.source();
         let letters = DeadLetters::open(dead_letters.as_ref(), &record.run, parts, plan, *anonymise, clock.now());
@@ -317,21 +317,30 @@ impl Run<'_> {
             self.runtime.block_on(right.hold())?;
         }
         if job.load.held() >= HELD {
-            self.runtime.block_on(job.load.flush()).map_err(Error::Work)?;
+            self.held(job.load.flush())?;
         }
         if job.letters.is_full() {
-            self.runtime.block_on(job.letters.flush()).map_err(Error::Work)?;
+            self.held(job.letters.flush())?;
         }
         Ok(())
     }
 
+    /// Waits for work that may outlast the right, which is renewed meanwhile.
+    fn held<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, Error> {
+        let done = match self.right {
+            Some(right) => self.runtime.block_on(right.hold_during(work))?,
+            None => self.runtime.block_on(work),
+        };
+        done.map_err(Error::Work)
+    }
+
     fn checkpoint(&self, record: &mut Record, job: &mut Job<'_>, file: usize, at: Position) -> Result<(), Error> {
         job.findings.settle(&mut job.tally);
-        self.runtime.block_on(job.letters.flush()).map_err(Error::Work)?;
+        self.held(job.letters.flush())?;
         if self.records.is_none() {
             return Ok(());
         }
-        let load = self.runtime.block_on(job.load.checkpoint()).map_err(Error::Work)?;
+        let load = self.held(job.load.checkpoint())?;
         let letter_parts = job.letters.parts;
         record.checkpoint = Some(Checkpoint { file, at, load, letter_parts, tally: job.tally.clone() });
         self.write(record)
@@ -354,18 +363,19 @@ impl Run<'_> {
                 self.runtime.block_on(right.hold())?;
             }
             self.mark(record, State::Publishing)?;
-            let failed = |error| Error::Work(format!("{error}; --resume goes on from here"));
-            self.runtime.block_on(job.load.publish()).map_err(failed)?;
+            let published =
+                async { job.load.publish().await.map_err(|error| format!("{error}; --resume goes on from here")) };
+            self.held(published)?;
             self.mark(record, State::Shown)?;
         }
         if let Some(table) = &self.deps.dead_letter_table {
             let now = self.deps.clock.now();
-            let shown = self.runtime.block_on(job.letters.show(table.as_ref(), &self.deps.registry, now));
-            shown.map_err(|error| {
-                let place = job.letters.uri().unwrap_or_default();
-                Error::Work(format!(
-                    "the tables are loaded, the dead letters lie in {place}, but: {error}; --resume goes on"
-                ))
+            let place = job.letters.uri().unwrap_or_default().to_string();
+            self.held(async {
+                let shown = job.letters.show(table.as_ref(), &self.deps.registry, now).await;
+                shown.map_err(|error| {
+                    format!("the tables are loaded, the dead letters lie in {place}, but: {error}; --resume goes on")
+                })
             })?;
         }
         self.end(record, State::Done)

@@ -84,7 +84,7 @@ pub mod cloud {
 
     use shared::clock::Clock;
     use shared::metrics::Metrics;
-    use shared::publish::pubsub::{Options, PubSub};
+    use shared::publish::pubsub::{ATTEMPT, Options, PubSub};
     use shared::schema::Schemas;
     use shared::serve::Failure;
     use shared::settings::{Settings, fault};
@@ -95,7 +95,8 @@ pub mod cloud {
     use crate::Deps;
 
     /// Few messages go out, and what must wait has waited before.
-    const PUBLISH: Options = Options { wait: Duration::from_millis(1), give_up_after: Duration::from_secs(40) };
+    const PUBLISH: Options =
+        Options { wait: Duration::from_millis(1), attempt: ATTEMPT, give_up_after: Duration::from_secs(40) };
 
     /// Opens what the environment names: `WAREHOUSE`, `ARCHIVE_URI`, `SCHEMAS_URI` with
     /// `SCHEMAS_MAX_AGE_MS`, `ENRICHED_TOPIC` and `DEAD_LETTER_TOPIC`.
@@ -103,7 +104,7 @@ pub mod cloud {
         let clock = Clock::system();
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
-        let archive = settings.get("ARCHIVE_URI").map(|uri| bucket::open(uri, settings)).transpose();
+        let archive = settings.get("ARCHIVE_URI").map(|uri| bucket::open_for_requests(uri, settings)).transpose();
         let archive = archive.map_err(|error| fault("ARCHIVE_URI", error))?;
         if let Some(folder) = settings.get("ARCHIVE_URI").and_then(bucket::local) {
             std::path::absolute(folder)
@@ -113,7 +114,7 @@ pub mod cloud {
         if archive.is_none() {
             tracing::warn!("ARCHIVE_URI is not set: nothing is archived");
         }
-        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
+        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH, clock.clone()).await?;
         Ok(Deps {
             schemas: Arc::new(Schemas::read(settings, &clock).await?),
             sink: warehouse(settings, &clock).await?,

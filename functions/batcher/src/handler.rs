@@ -11,7 +11,7 @@ use shared::dead_letter::{DeadLetter, DeadLetterPublisher, Origin, REPLAY_OF, Re
 use shared::decode::{self, Code, Problem, time};
 use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, Publisher, publish_one};
-use shared::push::{Answer, Push, claim_memory};
+use shared::push::{Answer, Push, claim_memory, isolated};
 use shared::row::{self, Value};
 use shared::schema::{DEAD_LETTER, NotStreamed, Plan, Registry, Schemas, System};
 use shared::sink::{Outcome, Sink};
@@ -328,11 +328,11 @@ fn read_rows(plan: &Plan, push: &Push, now: Micros) -> (Vec<Read>, Vec<DeadLette
     let mut letters = Vec::new();
     let mut row = row::Row::default();
     for (number, line) in push.lines() {
-        let mut read = decode::head(plan, line, &mut row);
+        let mut read = isolated(|| decode::head(plan, line, &mut row)).flatten();
         let is_nameless = plan.system.is_some_and(|system| row.text(system.event_id).is_none());
         if read.is_ok() && row.problems.is_empty() && is_nameless {
             // It gets a name, so it is written anew, whole.
-            read = decode::row(plan, line, &mut row);
+            read = isolated(|| decode::row(plan, line, &mut row)).flatten();
         }
         let fault = match read {
             Ok(()) => reason_of(&row.problems),

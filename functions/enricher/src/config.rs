@@ -56,7 +56,7 @@ pub mod cloud {
     use shared::enrich::geo::GEO;
     use shared::enrich::{Source, Warm};
     use shared::metrics::Metrics;
-    use shared::publish::pubsub::{Options, PubSub};
+    use shared::publish::pubsub::{ATTEMPT, Options, PubSub};
     use shared::schema::Schemas;
     use shared::serve::Failure;
     use shared::settings::{SettingError, Settings, fault};
@@ -64,7 +64,8 @@ pub mod cloud {
     use crate::Deps;
 
     /// Rows are packed before they come to the client, so that it waits for no more; a push is worked on for 45 s.
-    const PUBLISH: Options = Options { wait: Duration::from_millis(1), give_up_after: Duration::from_secs(40) };
+    const PUBLISH: Options =
+        Options { wait: Duration::from_millis(1), attempt: ATTEMPT, give_up_after: Duration::from_secs(40) };
     /// How old a look at the lookups' sources may be.
     const LOOKUP_MAX_AGE: Duration = Duration::from_mins(1);
 
@@ -75,7 +76,7 @@ pub mod cloud {
         let enriched = settings.topic("ENRICHED_TOPIC", "clickstream-enriched-topic")?;
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
         let lookups = lookups(settings, &clock).await?;
-        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH).await?;
+        let pubsub = PubSub::new(settings, credentials::google(settings)?, PUBLISH, clock.clone()).await?;
         Ok(Deps {
             schemas: Arc::new(Schemas::read(settings, &clock).await?),
             lookups: Arc::new(lookups),
@@ -89,7 +90,7 @@ pub mod cloud {
 
     fn bucket(settings: &Settings) -> Result<Option<Location>, SettingError> {
         let name = "ARCHIVE_URI";
-        let open = |uri| bucket::open(uri, settings).map_err(|error| fault(name, error));
+        let open = |uri| bucket::open_for_requests(uri, settings).map_err(|error| fault(name, error));
         settings.get(name).map(open).transpose()
     }
 

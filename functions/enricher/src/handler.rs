@@ -14,7 +14,7 @@ use shared::enrich::{Tables, Warm};
 use shared::event::{BodyType, Member};
 use shared::metrics::Metrics;
 use shared::publish::{Attributes, Message, PUBLIC, PublishError, Publisher, publish_one};
-use shared::push::{Answer, Push, claim_memory};
+use shared::push::{Answer, Push, claim_memory, isolated};
 use shared::row::{Row, Value};
 use shared::schema::{Ingest, Plan, Registry, Schemas};
 use shared::window::Window;
@@ -230,7 +230,8 @@ impl<'e> Enrichment<'e> {
                     continue;
                 }
             };
-            match decode_event(plan, line, self.now, &mut row) {
+            let decoded = isolated(|| decode_event(plan, line, self.now, &mut row));
+            match decoded.unwrap_or_else(|problem| Err(Reason::from(&problem))) {
                 Ok(()) => match self.undated(plan, index, line, &row) {
                     Some(event) => undated.push(event),
                     None => self.add(plan, &identity, &mut row, parts),

@@ -215,7 +215,7 @@ pub mod cloud {
                 fault(name, format!("{uri}: a folder replaces no object on condition; give gs:// or s3://")).into()
             );
         }
-        let place = bucket::open(uri, settings).map_err(|error| fault(name, error))?;
+        let place = bucket::open_for_requests(uri, settings).map_err(|error| fault(name, error))?;
         Ok(Deps {
             controls: Arc::new(Rest::new(settings)?),
             store: Store::new(&place),

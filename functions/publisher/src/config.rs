@@ -9,7 +9,7 @@ use shared::clock::Clock;
 use shared::credentials;
 use shared::enrich::address::Anonymise;
 use shared::publish::MAX_EVENT_BYTES;
-use shared::publish::pubsub::{Options, PubSub};
+use shared::publish::pubsub::{ATTEMPT, Options, PubSub};
 use shared::schema::{Registry, Schemas};
 use shared::serve::Failure;
 use shared::settings::{SettingError, Settings, fault};
@@ -48,6 +48,7 @@ impl Config {
             synthetic_events: settings.flag("SYNTHETIC_EVENTS", false)?,
             publish: Options {
                 wait: millis(settings, "PUBLISH_WAIT_MS", Duration::from_millis(1), &WAIT)?,
+                attempt: ATTEMPT,
                 give_up_after: millis(settings, "PUBLISH_TIMEOUT_MS", Duration::from_secs(8), &TIMEOUT)?,
             },
         })
@@ -94,7 +95,7 @@ pub async fn deps(settings: &Settings) -> Result<Deps, Failure> {
     let clock = Clock::system();
     let schemas = Schemas::read(settings, &clock).await?;
     let stream_types = stream_types(settings, &schemas.in_force())?;
-    let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish).await?;
+    let pubsub = PubSub::new(settings, credentials::google(settings)?, config.publish, clock.clone()).await?;
     Ok(Deps {
         schemas: Arc::new(schemas),
         topic: Arc::new(pubsub.topic(&config.raw_topic)),

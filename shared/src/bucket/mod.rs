@@ -10,7 +10,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 
 pub use folder::Folder;
-pub use open::{local, open};
+pub use open::{local, open, open_for_requests};
 
 use crate::durable;
 

@@ -23,10 +23,20 @@ const PAUSE: Micros = SECOND;
 
 /// A token and its end.
 pub struct Issued {
-    /// The bearer token.
-    pub token: String,
+    /// The headers that carry it.
+    pub headers: HeaderMap,
     /// From here on it is refused.
     pub expires_at: Micros,
+}
+
+impl Issued {
+    /// A bearer token.
+    pub fn bearer(token: &str, expires_at: Micros) -> Result<Self, TokenError> {
+        let header = HeaderValue::from_str(&format!("Bearer {token}"));
+        let mut header = header.map_err(|_| TokenError::lasting("the token issued is no text for a header".into()))?;
+        header.set_sensitive(true);
+        Ok(Self { headers: HeaderMap::from_iter([(AUTHORIZATION, header)]), expires_at })
+    }
 }
 
 /// Why there is no token. The reason holds no secret.
@@ -37,6 +47,12 @@ pub struct TokenError {
     pub transient: bool,
     /// What was said, by whom.
     pub reason: String,
+}
+
+impl TokenError {
+    pub(super) fn lasting(reason: String) -> Self {
+        Self { transient: false, reason }
+    }
 }
 
 /// Where tokens come from.
@@ -63,7 +79,7 @@ struct State {
 
 #[derive(Clone)]
 struct Held {
-    header: HeaderValue,
+    headers: HeaderMap,
     tag: EntityTag,
     renew_at: Micros,
     expires_at: Micros,
@@ -101,7 +117,7 @@ impl<S: TokenSource> ByAge<S> {
 
     async fn renew(&self) -> Result<Held, TokenError> {
         let asked_at = self.clock.now();
-        let issued = self.source.issue().await.and_then(|issued| Held::new(&issued, asked_at));
+        let issued = self.source.issue().await.map(|issued| Held::new(issued, asked_at));
         let now = self.clock.now();
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         match issued {
@@ -131,14 +147,10 @@ impl<S: TokenSource> ByAge<S> {
 }
 
 impl Held {
-    fn new(issued: &Issued, asked_at: Micros) -> Result<Self, TokenError> {
-        let header = HeaderValue::from_str(&format!("Bearer {}", issued.token));
-        let unusable = || TokenError { transient: false, reason: "the token issued is no text for a header".into() };
-        let mut header = header.map_err(|_| unusable())?;
-        header.set_sensitive(true);
-        let life = issued.expires_at.saturating_sub(asked_at);
-        let renew_at = issued.expires_at - (life / 10).clamp(0, MAX_SLACK);
-        Ok(Self { header, tag: EntityTag::new(), renew_at, expires_at: issued.expires_at })
+    fn new(Issued { headers, expires_at }: Issued, asked_at: Micros) -> Self {
+        let life = expires_at.saturating_sub(asked_at);
+        let renew_at = expires_at - (life / 10).clamp(0, MAX_SLACK);
+        Self { headers, tag: EntityTag::new(), renew_at, expires_at }
     }
 }
 
@@ -148,8 +160,7 @@ impl<S: TokenSource> CredentialsProvider for ByAge<S> {
         if extensions.get::<EntityTag>() == Some(&held.tag) {
             return Ok(CacheableResource::NotModified);
         }
-        let data = HeaderMap::from_iter([(AUTHORIZATION, held.header)]);
-        Ok(CacheableResource::New { entity_tag: held.tag, data })
+        Ok(CacheableResource::New { entity_tag: held.tag, data: held.headers })
     }
 
     async fn universe_domain(&self) -> Option<String> {
@@ -190,7 +201,7 @@ mod tests {
             if self.is_down.load(Ordering::SeqCst) {
                 return Err(TokenError { transient: true, reason: "down".into() });
             }
-            Ok(Issued { token: format!("token-{number}"), expires_at: self.clock.now() + self.life })
+            Issued::bearer(&format!("token-{number}"), self.clock.now() + self.life)
         }
     }
 

@@ -13,13 +13,13 @@ use aws_credential_types::Credentials as Role;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Client, RequestBuilder};
+use reqwest::Client;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::by_age::{Issued, TokenError, TokenSource};
-use crate::clock::{Clock, SECOND};
+use super::{answer_of, http_client};
+use crate::clock::{Clock, Micros, SECOND};
 use crate::decode::time::timestamp;
 use crate::settings::{Settings, fault};
 
@@ -27,8 +27,6 @@ const AUDIENCE: &str = "WORKLOAD_IDENTITY_AUDIENCE";
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// Of one request; two of them are made within the time of a publish.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest part of what a server said that is passed on.
-const MAX_REASON: usize = 200;
 
 /// The exchange of the role for a token.
 pub struct Federation {
@@ -63,7 +61,7 @@ impl Federation {
             let endpoint = settings.text("IAM_CREDENTIALS_ENDPOINT", "https://iamcredentials.googleapis.com");
             format!("{endpoint}/v1/projects/-/serviceAccounts/{account}:generateAccessToken")
         });
-        let client = Client::builder().timeout(TIMEOUT).build().map_err(|error| format!("no HTTPS client: {error}"))?;
+        let client = http_client(TIMEOUT)?;
         Ok(Some(Self {
             audience: audience.to_string(),
             role,
@@ -104,7 +102,7 @@ impl Federation {
         Ok(utf8_percent_encode(&request.to_string(), NON_ALPHANUMERIC).to_string())
     }
 
-    async fn exchange(&self) -> Result<Issued, TokenError> {
+    async fn exchange(&self) -> Result<Federated, TokenError> {
         let subject_token = self.subject_token()?;
         let asked_at = self.clock.now();
         let request = self.client.post(&self.sts).form(&[
@@ -116,14 +114,14 @@ impl Federation {
             ("subject_token", &subject_token),
         ]);
         let answer: Exchanged = answer_of("token exchange", request).await?;
-        Ok(Issued { token: answer.access_token, expires_at: asked_at + answer.expires_in.saturating_mul(SECOND) })
+        Ok(Federated { token: answer.access_token, expires_at: asked_at + answer.expires_in.saturating_mul(SECOND) })
     }
 
     async fn impersonate(&self, url: &str, token: &str) -> Result<Issued, TokenError> {
         let request = self.client.post(url).bearer_auth(token).json(&json!({"scope": [SCOPE]}));
         let answer: Impersonated = answer_of("impersonation", request).await?;
         let no_time = |_| TokenError::lasting("impersonation: the answer tells no expiry".into());
-        Ok(Issued { expires_at: timestamp(&answer.expire_time).map_err(no_time)?, token: answer.access_token })
+        Issued::bearer(&answer.access_token, timestamp(&answer.expire_time).map_err(no_time)?)
     }
 }
 
@@ -133,9 +131,15 @@ impl TokenSource for Federation {
         let federated = self.exchange().await?;
         match &self.impersonation {
             Some(url) => self.impersonate(url, &federated.token).await,
-            None => Ok(federated),
+            None => Issued::bearer(&federated.token, federated.expires_at),
         }
     }
+}
+
+/// A token of the pool.
+struct Federated {
+    token: String,
+    expires_at: Micros,
 }
 
 #[derive(Deserialize)]
@@ -153,47 +157,10 @@ struct Impersonated {
     expire_time: String,
 }
 
-/// The JSON that a request is answered with; `what` it is for stands in the error.
-async fn answer_of<T: DeserializeOwned>(what: &str, request: RequestBuilder) -> Result<T, TokenError> {
-    let failed = |error: reqwest::Error| TokenError { transient: true, reason: format!("{what}: {}", whole(&error)) };
-    let response = request.send().await.map_err(failed)?;
-    let status = response.status();
-    let body = response.bytes().await.map_err(failed)?;
-    if !status.is_success() {
-        let transient = status.is_server_error() || status.as_u16() == 429;
-        return Err(TokenError { transient, reason: format!("{what}: {status}{}", said(&body)) });
-    }
-    // A parser's message could quote the token.
-    serde_json::from_slice(&body).map_err(|_| TokenError::lasting(format!("{what}: {status} without a token in it")))
-}
-
-/// What the server said in refusal. One line: AWS quotes in further lines what was signed, the session token with it.
-fn said(body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let texts = [&body["error"], &body["error_description"], &body["error"]["status"], &body["error"]["message"]];
-    let lines = texts.iter().filter_map(|text| text.as_str()?.lines().next());
-    lines.flat_map(|line| ": ".chars().chain(line.chars().take(MAX_REASON))).collect()
-}
-
-/// An error with its causes, without the address asked.
-fn whole(error: &reqwest::Error) -> String {
-    let mut text = if error.is_timeout() { "no answer in time".to_string() } else { error.to_string() };
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
-impl TokenError {
-    fn lasting(reason: String) -> Self {
-        Self { transient: false, reason }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     const AUDIENCE_OF_A_POOL: &str =
@@ -258,14 +225,5 @@ mod tests {
              SignedHeaders=host;x-amz-date;x-amz-security-token;x-goog-cloud-target-resource, \
              Signature=1a13a2b75626314dc8503d6a096abe88f32894bfc1b6d94da2a31dda54f8751f"
         );
-    }
-
-    #[test]
-    fn of_a_refusal_one_line_is_passed_on() {
-        let sts = json!({"error": "invalid_grant", "error_description": "The signature does not match.\nx-amz-security-token:secret"});
-        assert_eq!(said(sts.to_string().as_bytes()), ": invalid_grant: The signature does not match.");
-        let iam = json!({"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "Permission denied"}});
-        assert_eq!(said(iam.to_string().as_bytes()), ": PERMISSION_DENIED: Permission denied");
-        assert_eq!(said(b"<html>"), "");
     }
 }

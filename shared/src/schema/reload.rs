@@ -64,7 +64,7 @@ impl Schemas {
         let max_age = Micros::try_from(max_age.as_micros()).unwrap_or(Micros::MAX);
         let schemas = match settings.get(name) {
             Some(uri) => {
-                let source = bucket::open(uri, settings).map_err(|error| fault(name, error))?;
+                let source = bucket::open_for_requests(uri, settings).map_err(|error| fault(name, error))?;
                 Self::load(source, clock.clone(), max_age).await
             }
             None => Registry::built_in().map(|registry| Self::fixed(registry)),

@@ -46,7 +46,9 @@ pub(super) struct Unavailable;
 impl Keys {
     /// Nothing is fetched yet.
     pub(super) fn new(url: &str, clock: Clock) -> Result<Self, String> {
-        let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build();
+        // A kept connection may have died while the process was suspended.
+        let client = reqwest::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0);
+        let client = client.redirect(reqwest::redirect::Policy::none()).build();
         let client = client.map_err(|error| error.to_string())?;
         Ok(Self { url: url.to_string(), client, clock, held: RwLock::default(), fetching: Mutex::new(None) })
     }

@@ -62,7 +62,8 @@ impl Rest {
 
     /// The same with another limit of a call's time.
     pub fn with_timeout(settings: &Settings, timeout: Duration) -> Result<Self, SettingError> {
-        let client = Client::builder().timeout(timeout).redirect(Policy::none()).build();
+        // A kept connection may have died while the process was suspended.
+        let client = Client::builder().timeout(timeout).pool_max_idle_per_host(0).redirect(Policy::none()).build();
         let client = client.map_err(|error| fault("PUBSUB_ENDPOINT", error))?;
         let mut google = None;
         let mut service = |variable: &str, google_url: &str| {

@@ -318,7 +318,47 @@ fn backoff(min: Duration, max: Duration, attempts: u32, random: f64) -> Duration
 
 #[cfg(test)]
 mod tests {
+    use shared::clock::{Clock, DAY, Micros};
+
+    use super::super::Bus;
     use super::*;
+
+    /// The pipeline's own subscriptions over a day in which every function answers 503, by a clock that the test moves.
+    #[tokio::test]
+    async fn after_a_day_of_503_every_message_is_delivered_and_none_is_a_dead_letter() {
+        let folder = tempfile::tempdir().unwrap();
+        let bus = Bus::open(&folder.path().join("bus.redb"), Clock::manual(0), crate::dev::topology()).unwrap();
+        let broker = bus.0.broker.clone();
+        let url = Url::parse("http://127.0.0.1:9/").unwrap();
+        for (index, queue) in broker.queues.iter().enumerate() {
+            let (commands, reported) = mpsc::channel();
+            let mut deliverer = Deliverer::new(broker.clone(), commands, index, client(None).unwrap(), url.clone());
+            let subscription = &queue.subscription;
+            let (mut now, mut attempts): (Micros, u32) = (0, 0);
+            let mut answer = |deliverer: &mut Deliverer, attempts, acked| {
+                queue.outstanding.fetch_add(1, Ordering::Relaxed);
+                deliverer.settle(Ok(Delivery { id: 1, attempts, bytes: 0, acked }));
+            };
+            while now < DAY {
+                attempts += 1;
+                answer(&mut deliverer, attempts, false);
+                assert!(deliverer.refused.pop().is_some(), "{}: attempt {attempts} is the last", subscription.name);
+                let wait = backoff(subscription.min_backoff, subscription.max_backoff, attempts, fastrand::f64());
+                now += Micros::try_from(wait.as_micros()).unwrap();
+            }
+            answer(&mut deliverer, attempts + 1, true);
+            let outcomes: Vec<_> = reported
+                .try_iter()
+                .map(|command| match command {
+                    Command::Settle(settlement) => settlement.outcome,
+                    _ => panic!("nothing is published"),
+                })
+                .collect();
+            assert!(!outcomes.iter().any(|outcome| matches!(outcome, Outcome::Dead { .. })), "{}", subscription.name);
+            assert!(matches!(outcomes.last(), Some(Outcome::Acked { .. })), "{}", subscription.name);
+            assert!(attempts > 1_000, "{}: {attempts} attempts", subscription.name);
+        }
+    }
 
     #[test]
     fn waits_double_from_the_shortest_to_the_longest() {

@@ -20,6 +20,7 @@ use tonic::{Request, Status};
 
 use super::Options;
 use super::descriptor::Layout;
+use super::service::silence;
 
 /// What came of one request: the response, or how the stream ended.
 pub(super) type Reply = Result<AppendRowsResponse, Status>;
@@ -129,9 +130,8 @@ impl Connection {
             // While those before it are answered, it has its turn still to come.
             let next = lock(&self.line).last_answer + self.answer_within;
             if next <= posted.until {
-                let silent = format!("no answer for {} s", self.answer_within.as_secs());
-                end(&self.line, Status::unavailable(&silent));
-                return Err(Status::unavailable(silent));
+                end(&self.line, silence(self.answer_within));
+                return Err(silence(self.answer_within));
             }
             posted.until = next;
         }

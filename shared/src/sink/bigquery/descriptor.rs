@@ -8,6 +8,9 @@
 use std::collections::BTreeSet;
 
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::TableFieldSchema;
+use gcp_bigquery_client::google::cloud::bigquery::storage::v1::table_field_schema::{
+    Mode as FieldMode, Type as FieldType,
+};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto};
 
@@ -124,6 +127,76 @@ fn compare(parent: &str, columns: &[Column], table: &[TableFieldSchema], missing
             (Some(field), Kind::Record(fields)) => compare(&path, &fields.columns, &field.fields, missing),
             (Some(_), _) => {}
         }
+    }
+}
+
+/// Those columns of a plan that have one of these names.
+pub(super) fn named(columns: &[Column], names: &[String]) -> Lacking {
+    let mut found = Lacking::new();
+    find("", columns, names, &mut found);
+    found
+}
+
+fn find(parent: &str, columns: &[Column], names: &[String], found: &mut Lacking) {
+    for column in columns {
+        let path = path(parent, &column.name);
+        if let Kind::Record(fields) = &column.kind {
+            find(&path, &fields.columns, names, found);
+        }
+        if names.iter().any(|name| name.eq_ignore_ascii_case(&path)) {
+            found.insert(path);
+        }
+    }
+}
+
+/// The first difference between a table and a plan for which BigQuery refuses every row.
+pub(super) fn difference(columns: &[Column], table: &[TableFieldSchema]) -> Option<String> {
+    differs("", columns, table)
+}
+
+fn differs(parent: &str, columns: &[Column], table: &[TableFieldSchema]) -> Option<String> {
+    let of = |name: &str| columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
+    table.iter().find_map(|field| {
+        let path = path(parent, &field.name);
+        let (kind, mode) = (field.r#type(), field.mode());
+        let Some(column) = of(&field.name) else {
+            return (mode == FieldMode::Required)
+                .then(|| format!("the table requires a column `{path}` that the schema lacks"));
+        };
+        let expected = table_type(&column.kind);
+        if kind != expected && kind != FieldType::Unspecified {
+            let (kind, expected) = (kind.as_str_name(), expected.as_str_name());
+            return Some(format!("the column `{path}` is {kind} in the table, {expected} in the schema"));
+        }
+        if mode != FieldMode::Unspecified && (mode == FieldMode::Repeated) != (column.mode == Mode::Repeated) {
+            let mode = mode.as_str_name();
+            return Some(format!("the column `{path}` is {mode} in the table, not so in the schema"));
+        }
+        if mode == FieldMode::Required && column.mode == Mode::Nullable {
+            return Some(format!("the column `{path}` is REQUIRED in the table, NULLABLE in the schema"));
+        }
+        match &column.kind {
+            Kind::Record(fields) => differs(&path, &fields.columns, &field.fields),
+            _ => None,
+        }
+    })
+}
+
+fn table_type(kind: &Kind) -> FieldType {
+    match kind {
+        Kind::String => FieldType::String,
+        Kind::Bytes => FieldType::Bytes,
+        Kind::Integer => FieldType::Int64,
+        Kind::Float => FieldType::Double,
+        Kind::Numeric => FieldType::Numeric,
+        Kind::BigNumeric => FieldType::Bignumeric,
+        Kind::Boolean => FieldType::Bool,
+        Kind::Timestamp => FieldType::Timestamp,
+        Kind::Date => FieldType::Date,
+        Kind::Time => FieldType::Time,
+        Kind::DateTime => FieldType::Datetime,
+        Kind::Json => FieldType::Json,
+        Kind::Record(_) => FieldType::Struct,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Access tokens: fetched when they are needed, kept until shortly before they expire.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
+use tokio::time::timeout;
 use yup_oauth2::ApplicationDefaultCredentialsAuthenticator as OfTheMachine;
 use yup_oauth2::authenticator::{ApplicationDefaultCredentialsTypes, DefaultAuthenticator};
 
@@ -12,6 +15,8 @@ const SCOPE: &str = "https://www.googleapis.com/auth/bigquery";
 /// A token is used for three quarters of its life, or until this long before its end. The metadata server itself hands
 /// out a new one 5 minutes before the end.
 const LONGEST_REST: Micros = 240 * SECOND;
+/// Longest time of a fetch; two of them are made within the time of an append.
+const FETCH: Duration = Duration::from_secs(3);
 
 /// An access token.
 #[derive(Clone, PartialEq, Eq)]
@@ -58,7 +63,7 @@ impl Tokens {
         {
             return Ok(held.clone());
         }
-        match self.source.fetch().await {
+        match self.fetch().await {
             Ok(token) => {
                 let life = token.expires_at - now;
                 let use_until = token.expires_at - LONGEST_REST.min(life / 4);
@@ -70,6 +75,16 @@ impl Tokens {
                 _ => Err(format!("no access token for BigQuery: {reason}")),
             },
         }
+    }
+
+    /// Asks once more where no answer comes: a kept connection may have died while the process was suspended.
+    async fn fetch(&self) -> Result<Token, String> {
+        for _ in 0..2 {
+            if let Ok(fetched) = timeout(FETCH, self.source.fetch()).await {
+                return fetched;
+            }
+        }
+        Err("no answer in time".into())
     }
 
     /// `secret` was refused: it is not used again.

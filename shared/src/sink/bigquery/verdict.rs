@@ -16,7 +16,7 @@ pub(super) enum Verdict {
     Landed { new_schema: bool },
     /// None was taken because of these (position in the request, why).
     BadRows(Vec<(usize, String)>),
-    /// None was taken, and it does not say which is at fault.
+    /// None was taken, and it does not say which is at fault, or whether it is the table.
     Refused(String),
     /// None was taken: the table lacks columns, of which the text names some.
     Lacking(String),
@@ -30,11 +30,11 @@ pub(super) enum Verdict {
     TryAgain(String),
 }
 
-/// Reads an answer to its end. `rows` is the size of its request.
-pub(super) fn verdict(reply: Reply, rows: usize) -> Verdict {
+/// Reads an answer to its end. `rows` is the size of its request; `numbered` says whether that had an offset.
+pub(super) fn verdict(reply: Reply, rows: usize, numbered: bool) -> Verdict {
     let response = match reply {
         Ok(response) => response,
-        Err(status) => return refusal(&status),
+        Err(status) => return refusal(&status, numbered),
     };
     let bad = bad_rows(response.row_errors, rows);
     if !bad.is_empty() {
@@ -42,15 +42,15 @@ pub(super) fn verdict(reply: Reply, rows: usize) -> Verdict {
     }
     match response.response {
         Some(Response::AppendResult(_)) => Verdict::Landed { new_schema: response.updated_schema.is_some() },
-        Some(Response::Error(error)) => of_status(Code::from(error.code), &error.message, &error.details),
+        Some(Response::Error(error)) => of_status(Code::from(error.code), &error.message, &error.details, numbered),
         None => Verdict::TryAgain("an answer without a result".into()),
     }
 }
 
 /// Reads a status with which a call has ended.
-pub(super) fn refusal(status: &Status) -> Verdict {
+pub(super) fn refusal(status: &Status, numbered: bool) -> Verdict {
     let details = rpc::Status::decode(status.details()).unwrap_or_default().details;
-    of_status(status.code(), status.message(), &details)
+    of_status(status.code(), status.message(), &details, numbered)
 }
 
 fn bad_rows(errors: Vec<RowError>, rows: usize) -> Vec<(usize, String)> {
@@ -59,7 +59,7 @@ fn bad_rows(errors: Vec<RowError>, rows: usize) -> Vec<(usize, String)> {
     errors.into_iter().filter_map(inside).collect()
 }
 
-fn of_status(code: Code, message: &str, details: &[prost_types::Any]) -> Verdict {
+fn of_status(code: Code, message: &str, details: &[prost_types::Any], numbered: bool) -> Verdict {
     let storage = details
         .iter()
         .filter(|detail| detail.type_url.ends_with(".StorageError"))
@@ -67,8 +67,9 @@ fn of_status(code: Code, message: &str, details: &[prost_types::Any]) -> Verdict
         .map(|error| error.code());
     let said = || format!("{code:?}: {message}");
     match (storage, code) {
-        // Rows are numbered where only one writer has the stream: they are those of a request whose answer was lost.
-        (Some(StorageErrorCode::OffsetAlreadyExists), _) | (_, Code::AlreadyExists) => {
+        // Rows are numbered where only one writer has the stream: they are those of a request whose answer was lost. Without
+        // an offset BigQuery cannot know that, and the answer is about something else.
+        (Some(StorageErrorCode::OffsetAlreadyExists), _) | (_, Code::AlreadyExists) if numbered => {
             Verdict::Landed { new_schema: false }
         }
         (Some(StorageErrorCode::SchemaMismatchExtraFields), _) => Verdict::Lacking(message.into()),
@@ -105,21 +106,23 @@ mod tests {
             })),
             ..AppendRowsResponse::default()
         };
-        let of = |code, message| verdict(Ok(answer(code, message)), 3);
+        let of = |code, message| verdict(Ok(answer(code, message)), 3, false);
         assert_eq!(of(Code::InvalidArgument, "why"), Verdict::Refused("why".into()));
         assert_eq!(of(Code::NotFound, "why"), Verdict::NoTable);
-        assert_eq!(of(Code::AlreadyExists, "why"), Verdict::Landed { new_schema: false });
+        assert_eq!(of(Code::AlreadyExists, "why"), Verdict::TryAgain("AlreadyExists: why".into()));
+        let numbered = verdict(Ok(answer(Code::AlreadyExists, "why")), 3, true);
+        assert_eq!(numbered, Verdict::Landed { new_schema: false });
         assert_eq!(of(Code::OutOfRange, "why"), Verdict::TryAgain("OutOfRange: why".into()));
         assert_eq!(of(Code::ResourceExhausted, "why"), Verdict::TryAgain("ResourceExhausted: why".into()));
-        assert!(matches!(verdict(Ok(AppendRowsResponse::default()), 3), Verdict::TryAgain(_)));
+        assert!(matches!(verdict(Ok(AppendRowsResponse::default()), 3, false), Verdict::TryAgain(_)));
         let landed = AppendRowsResponse {
             response: Some(Response::AppendResult(AppendResult { offset: None })),
             ..AppendRowsResponse::default()
         };
-        assert_eq!(verdict(Ok(landed.clone()), 3), Verdict::Landed { new_schema: false });
+        assert_eq!(verdict(Ok(landed.clone()), 3, false), Verdict::Landed { new_schema: false });
         let error = |index| RowError { index, code: 1, message: "why".into() };
         let bad = AppendRowsResponse { row_errors: vec![error(1), error(7), error(-1)], ..landed };
-        assert_eq!(verdict(Ok(bad), 3), Verdict::BadRows(vec![(1, "why".into())]));
+        assert_eq!(verdict(Ok(bad), 3, false), Verdict::BadRows(vec![(1, "why".into())]));
     }
 
     #[test]
@@ -132,7 +135,7 @@ mod tests {
         };
         let status = rpc::Status { code: 3, message: "why".into(), details: vec![details] };
         let status = Status::with_details(Code::InvalidArgument, "why", status.encode_to_vec().into());
-        assert_eq!(verdict(Err(status), 1), Verdict::Lacking("why".into()));
+        assert_eq!(verdict(Err(status), 1, false), Verdict::Lacking("why".into()));
     }
 
     #[test]

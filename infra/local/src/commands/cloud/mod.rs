@@ -236,8 +236,9 @@ pub async fn topic(to: &str, patience: Duration) -> Result<Arc<dyn Publisher>, F
     };
     let settings = Settings::from_env();
     let credentials = shared::credentials::google(&settings).map_err(Failure::usage)?;
-    let options = Options { wait: GATHER, give_up_after: patience };
-    let pubsub = PubSub::new(&settings, credentials, options).await.map_err(Failure::work)?;
+    // An uplink may be slow.
+    let options = Options { wait: GATHER, attempt: patience, give_up_after: patience };
+    let pubsub = PubSub::new(&settings, credentials, options, Clock::system()).await.map_err(Failure::work)?;
     Ok(Arc::new(pubsub.topic(&format!("projects/{project}/topics/{topic}"))))
 }
 

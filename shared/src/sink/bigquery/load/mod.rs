@@ -9,8 +9,8 @@
 //! - The transaction records the run in `contextflow.loads` as well, so that it does its work once, however often it is
 //!   repeated.
 //!
-//! Rows of a streaming table that land while it is loaded, or landed within the hour before, stay beside those of the run,
-//! unless they are among them.
+//! Rows of a streaming table that land while it is loaded, or landed within the hour before, stay; those of the run that are
+//! among them are left out. BigQuery lets no transaction change rows that were streamed in the last 30 minutes.
 //!
 //! Readers see all tables as they were or as they are to be. Not so with [`Mode::Recreate`]: a transaction of BigQuery
 //! takes no table that is made in it, so the tables are dropped and made anew just before it and stand empty meanwhile. A
@@ -48,6 +48,8 @@ const KEPT_FOR: Micros = 7 * DAY;
 const LOADS: &str = include_str!("loads.json");
 /// Seconds before a transaction that met another one is tried again.
 const PAUSES: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+/// Longest time of a call that is no append; a commit of many rows takes its time.
+const CALL: Duration = Duration::from_mins(1);
 /// The patience of a job that has hours: about a minute for each request.
 const PATIENT: Options = Options {
     in_flight: 4,
@@ -87,7 +89,7 @@ impl BigQueryLoader {
     /// `BIGQUERY_LOCATION` says where datasets are made and queries run; without it BigQuery chooses. Inside a tokio
     /// runtime.
     pub async fn new(settings: &Settings, clock: Clock) -> Result<Self, String> {
-        let service = Service::new(settings, &clock)?;
+        let service = Service::new(settings, &clock, CALL)?;
         Self::on(settings, service, PATIENT, clock).await
     }
 
@@ -98,7 +100,7 @@ impl BigQueryLoader {
         options: Options,
         clock: Clock,
     ) -> Result<Self, String> {
-        Self::on(settings, Service::with(settings, tokens)?, options, clock).await
+        Self::on(settings, Service::with(settings, tokens, &clock, CALL)?, options, clock).await
     }
 
     async fn on(settings: &Settings, service: Service, options: Options, clock: Clock) -> Result<Self, String> {
@@ -250,6 +252,11 @@ impl BigQueryLoad {
                     tracing::warn!(run = self.run, %error, "the transaction is to be tried again");
                     tokio::time::sleep(Duration::from_secs(pause)).await;
                 }
+                Err(error) if changes_streamed_rows(&error) => {
+                    let remedy =
+                        "nothing was changed; publish it when nothing was streamed to the table for 30 minutes";
+                    return Err(format!("{}; {remedy}", self.failed("publishing", &error)));
+                }
                 Err(error) => return Err(self.failed("publishing", &error)),
             }
         }
@@ -312,6 +319,12 @@ impl Load for BigQueryLoad {
     async fn abandon(self: Box<Self>) -> Result<(), String> {
         self.drop_staging().await
     }
+}
+
+/// Whether a transaction would have changed rows that were streamed within the last 30 minutes: those of a table without the
+/// system columns, by which they would be told apart.
+fn changes_streamed_rows(error: &ApiError) -> bool {
+    matches!(error, ApiError::Refused { message, .. } if message.contains("streaming buffer"))
 }
 
 /// Whether a transaction was cancelled in favour of another one.

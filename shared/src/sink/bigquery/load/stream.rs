@@ -55,6 +55,8 @@ struct Request {
 
 struct Open {
     connection: Connection,
+    /// What it was opened over.
+    channel: u64,
     secret: Option<String>,
 }
 
@@ -176,7 +178,7 @@ impl Writer {
     async fn settle(&mut self) -> Result<(), String> {
         loop {
             let rows = self.sent.front().map_or(0, |oldest| oldest.rows.len());
-            match verdict(self.reply().await, rows) {
+            match verdict(self.reply().await, rows, true) {
                 Verdict::Landed { .. } => {
                     self.sent.pop_front();
                     self.tries = 0;
@@ -193,7 +195,9 @@ impl Writer {
         else {
             return Err(Status::unavailable("the connection has ended"));
         };
-        open.connection.answer(posted).await
+        let reply = open.connection.answer(posted).await;
+        self.service.record(open.channel, &reply);
+        reply
     }
 
     /// Puts on its way what is not, over a new connection and to a new stream where there is none.
@@ -208,9 +212,9 @@ impl Writer {
             let held = self.service.token().await.map_err(Status::unauthenticated)?;
             let secret = held.map(|held| held.token.secret);
             let opening = call((), "write_stream", stream, secret.as_deref());
-            let (client, layout) = (self.service.client.clone(), self.layout.clone());
-            let connection = Connection::open(client, opening, stream, layout, &self.options);
-            self.open.insert(Open { connection, secret })
+            let (client, channel) = self.service.client();
+            let connection = Connection::open(client, opening, stream, self.layout.clone(), &self.options);
+            self.open.insert(Open { connection, channel, secret })
         };
         for sent in self.sent.iter_mut().filter(|sent| sent.posted.is_none()) {
             sent.posted = Some(open.connection.post(sent.rows.clone(), Some(sent.offset)).await?);
@@ -222,7 +226,7 @@ impl Writer {
         loop {
             match self.service.finalize(stream).await {
                 Ok(rows) => return Ok(rows),
-                Err(status) => self.mend(refusal(&status)).await?,
+                Err(status) => self.mend(refusal(&status, false)).await?,
             }
         }
     }
@@ -231,7 +235,7 @@ impl Writer {
         loop {
             match self.service.commit(&self.service.table(&self.staging.name), stream).await {
                 Ok(answer) => return put_fault(&answer).map_or(Ok(()), |fault| Err(self.said(&fault))),
-                Err(status) => self.mend(refusal(&status)).await?,
+                Err(status) => self.mend(refusal(&status, false)).await?,
             }
         }
     }
