@@ -63,7 +63,9 @@ impl Cloud {
             .env("BIGQUERY_GRPC_ENDPOINT", &self.bigquery.grpc)
             .env("ARCHIVE_URI", self.bucket.path())
             .env("ARCHIVE_WAIT_MS", "500")
-            .env("PUSH_AUTH", "off");
+            .env("PUSH_AUTH", "off")
+            // As behind a key: anyone's publisher takes no orders.
+            .env("PUBLISH_TYPES", "order");
         let mut process = Process::start(FUNCTIONS[index], command);
         process.wait_for_port(self.ports[index]);
         self.functions[index] = Some(process);

@@ -45,7 +45,8 @@ async fn a_public_publisher_takes_only_public_types() {
     // Behind a key or IAM it takes those that it names.
     let named = StreamTypes::Only(BTreeSet::from(["order".to_string()]));
     let publisher = PublisherFixture::at(built_in(), Anonymise::Off, named, Clock::manual(NOW));
-    let receipt = publisher.publish(format!(r#"[{order},{{"event_type":"inventory"}},{{}}]"#)).await.json();
+    let receipt =
+        publisher.publish(format!(r#"[{order},{{"event_type":"inventory"}},{{"user_id":"u"}}]"#)).await.json();
     assert_eq!((&receipt["rejected"][0]["index"], receipt["accepted"].as_array().unwrap().len()), (&json!(1), 2));
 }
 
@@ -221,11 +222,15 @@ async fn one_request_cannot_cause_many_records() {
     let events: Vec<_> = (0..40).map(|n| json!({"event_id": format!("own-{n}")})).collect();
 
     let (receipt, rows) = world.send(NOW, &json!(events).to_string()).await;
+    // Without an answer a client sends all of them again.
+    world.send(NOW + 2 * DAY, &json!(events).to_string()).await;
 
-    assert_eq!((rows.len(), receipt["accepted"].as_array().unwrap().len()), (10, 10));
-    let rejected = receipt["rejected"].as_array().unwrap();
-    assert!(rejected.len() == 30 && rejected.iter().all(|event| event["code"] == "missing_required"), "{receipt}");
-    assert_eq!(objects(world.bucket.as_ref()).await.len(), 10);
+    assert_eq!((rows.len(), receipt["accepted"].as_array().unwrap().len()), (40, 40));
+    assert_eq!(objects(world.bucket.as_ref()).await.len(), 1);
+    assert_eq!(world.count("v_clickstream_events").await, 40);
+
+    world.send(NOW, &json!(events[..10]).to_string()).await;
+    assert_eq!(objects(world.bucket.as_ref()).await.len(), 11);
 }
 
 #[tokio::test]

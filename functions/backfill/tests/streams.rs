@@ -46,7 +46,11 @@ async fn addresses_are_anonymised_after_the_lookup_in_history_and_archive() {
     fixture.run(clicks(&fixture, Form::Events)).await.unwrap();
     let row = &fixture.rows("clickstream")[0];
     assert_eq!((&row["ip_address"], &row["country"]), (&json!("8.8.8.0"), &json!("US")));
-    assert_eq!(fixture.letters()[0]["raw"], broken, "a dead letter keeps its bytes");
+    assert_eq!(
+        fixture.letters()[0]["raw"],
+        broken.replace("8.8.8.8", "8.8.8.0"),
+        "a dead letter keeps its other bytes"
+    );
 
     // From before there was a policy; its place was looked up then.
     let fixture = Fixture::new();

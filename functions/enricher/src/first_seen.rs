@@ -3,10 +3,13 @@
 //! The publisher fills the time of receipt in, which is another one at each attempt; then one event would be several rows. So
 //! an object of the bucket keeps the first time that was filled in, and every later attempt gets that one. It is created only
 //! where there is none, so of attempts at the same moment one decides for all.
+//!
+//! Each object costs money, so a message causes at most [`MAX_OBJECTS`]: the events of a message that has more share one,
+//! named by all of their ids. They keep their time when they are sent again together, as a client does that had no answer.
 
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::future::try_join_all;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, UpdateVersion};
 use shared::bucket::Location;
@@ -18,8 +21,8 @@ use shared::schema::Plan;
 
 /// How far from the first attempt a later one may be received. The bucket may remove older objects.
 const LOOK_BACK: Micros = 7 * DAY;
-/// Objects that one push creates or reads at once.
-const AT_ONCE: usize = 16;
+/// The most events of a push that have an object each.
+const MAX_OBJECTS: usize = 10;
 /// How often one event is tried while others change its object.
 const ATTEMPTS: usize = 3;
 
@@ -53,14 +56,18 @@ impl<'p> Undated<'p> {
 
 /// The times at which the events were first seen; the error is a bucket that gives no answer.
 pub async fn times(bucket: &Location, events: &[Undated<'_>]) -> Result<Vec<Micros>, String> {
-    let object = |event: &Undated<'_>| {
-        let path = bucket.path.clone().join("first-seen").join(event.plan.event_type.as_str());
-        (path.join(event::derived_id(&[event.event_id.as_bytes()])), event.filled_in)
-    };
-    let objects: Vec<_> = events.iter().map(object).collect();
-    let lookups = objects.into_iter().map(|(path, filled_in)| first_seen(Arc::clone(&bucket.store), path, filled_in));
-    let times = futures::stream::iter(lookups).buffered(AT_ONCE).try_collect().await;
-    times.map_err(|error: Error| format!("{}: first-seen record: {error}", bucket.uri))
+    let group = if events.len() > MAX_OBJECTS { events.len() } else { 1 };
+    let lookups = events.chunks(group).map(|events| {
+        let event_type = events.first().map_or("", |event| event.plan.event_type.as_str());
+        let ids: Vec<_> = events.iter().map(|event| event.event_id.as_bytes()).collect();
+        let path = bucket.path.clone().join("first-seen").join(event_type).join(event::derived_id(&ids));
+        // The time of receipt is that of their message.
+        let filled_in = events.first().map_or(0, |event| event.filled_in);
+        let time = first_seen(Arc::clone(&bucket.store), path, filled_in);
+        async move { Ok(vec![time.await?; events.len()]) }
+    });
+    let times = try_join_all(lookups).await;
+    times.map(|times| times.concat()).map_err(|error: Error| format!("{}: first-seen record: {error}", bucket.uri))
 }
 
 /// The time that the object holds; it is `now` where there is none yet, or one that is too old.

@@ -24,9 +24,6 @@ pub const MAX_BODY: usize = 1 << 20;
 /// How many problems the answer to a request lists in all; of further ones it tells the number.
 const MAX_LISTED_PROBLEMS: usize = 200;
 
-/// How many events of a request may have an id that tells no time, and no time of their own.
-const MAX_UNDATED: usize = 10;
-
 /// What the publisher works with.
 pub struct Deps {
     /// The schemas it knows.
@@ -250,19 +247,15 @@ struct Ready<'r> {
     event_id: String,
     problems: Problems,
     line: Vec<u8>,
-    /// The column of a time that neither the event nor its id tells: the enricher has to remember when it was first seen.
-    undated: Option<&'r str>,
 }
 
 async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Micros) -> Result<Receipt, Refusal> {
     let registry = deps.schemas.current().await;
     let mut receipt = Receipt::default();
     let mut ready = Vec::with_capacity(parts.len());
-    let mut undated = 0;
     let mut row = Row::default();
     for (index, part) in parts.into_iter().enumerate() {
-        let prepared = part.and_then(|event| prepare(deps, &registry, index, event, client, now, &mut row));
-        match prepared.and_then(|event| check_undated(event, &mut undated)) {
+        match part.and_then(|event| prepare(deps, &registry, index, event, client, now, &mut row)) {
             Ok(event) => ready.push(event),
             Err(problem) => {
                 let message = problem.to_string();
@@ -294,20 +287,6 @@ async fn send(deps: &Deps, parts: Vec<Part<'_>>, client: Option<IpAddr>, now: Mi
         receipt.accepted.push(Accepted { index, event_id, message_id, problems, more_problems });
     }
     Ok(receipt)
-}
-
-/// Bounds the events of a request for which the enricher has to remember when they were first seen: each costs it an object.
-fn check_undated<'r>(event: Ready<'r>, undated: &mut usize) -> Result<Ready<'r>, Problem> {
-    let Some(column) = event.undated else { return Ok(event) };
-    *undated += 1;
-    if *undated <= MAX_UNDATED {
-        return Ok(event);
-    }
-    let message = format!(
-        "at most {MAX_UNDATED} events of a request may have an event_id that tells no time and no time either: send the \
-         time, or leave the event_id out"
-    );
-    Err(Problem::of(column, Code::MissingRequired, message))
 }
 
 /// Checks one event against its schema and adds what the client left out. The client's own text stays as it is, but for
@@ -348,17 +327,15 @@ fn prepare<'r, 'a>(
     if let Some((column, address)) = address {
         line.add(column, &address);
     }
-    let mut undated = None;
     if let Some(column) = without_time {
         // The time that the id tells: the same when the event is sent again under the id that it was given.
         let accepted = now - plan.accepts.past..=now + plan.accepts.future;
         let told = event::minted_at(&event_id).filter(|at| accepted.contains(at));
-        undated = told.is_none().then_some(column);
         line.add(column, &timestamp_text(told.unwrap_or(now)));
         problems.withdraw_missing(column);
         problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
     }
-    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish(), undated })
+    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish() })
 }
 
 /// An event that is not decoded here: it is kept whole and becomes a dead letter, unless the enricher can use it.
@@ -378,7 +355,7 @@ fn undecoded<'r>(
     };
     let mut line = splice(deps, |key| registry.is_address_key(key), event);
     let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
-    Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish(), undated: None })
+    Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish() })
 }
 
 /// The text of an event to which members are added, without a full address where addresses are anonymised. The enricher
