@@ -240,13 +240,13 @@ async fn the_clients_bytes_stay_and_additions_stand_at_the_end() {
     let publisher = PublisherFixture::start();
     let pretty = "{\r\n\t\"page_url\": \"\\u00e9 \\/ é \\ud834\\udd1e\",\n  \"unknown\" : [1.50e1, -0, {\"a\":\"\\n\"}],\n\"event_timestamp\":1792455300 }\n";
 
-    let answer = publisher.publish(format!("[ {pretty} , {{ \n }} ]")).await.json();
+    let answer = publisher.publish(format!("[ {pretty} , {{ \n\"u\":1}} ]")).await.json();
 
     let [first, second] = [0, 1].map(|index| answer["accepted"][index]["event_id"].as_str().unwrap().to_string());
     let kept = "{  \t\"page_url\": \"\\u00e9 \\/ é \\ud834\\udd1e\",   \"unknown\" : [1.50e1, -0, {\"a\":\"\\n\"}], \"event_timestamp\":1792455300 ";
     let lines = publisher.lines();
     assert_eq!(lines[0], format!(r#"{kept},"event_id":"{first}"}}"#));
-    assert_eq!(lines[1], format!(r#"{{   "event_id":"{second}","event_timestamp":"{NOW_TEXT}"}}"#));
+    assert_eq!(lines[1], format!(r#"{{  "u":1,"event_id":"{second}","event_timestamp":"{NOW_TEXT}"}}"#));
 }
 
 #[tokio::test]
