@@ -45,7 +45,8 @@ async fn a_public_publisher_takes_only_public_types() {
     // Behind a key or IAM it takes those that it names.
     let named = StreamTypes::Only(BTreeSet::from(["order".to_string()]));
     let publisher = PublisherFixture::at(built_in(), Anonymise::Off, named, Clock::manual(NOW));
-    let receipt = publisher.publish(format!(r#"[{order},{{"event_type":"inventory"}},{{"user_id":"u"}}]"#)).await.json();
+    let receipt =
+        publisher.publish(format!(r#"[{order},{{"event_type":"inventory"}},{{"user_id":"u"}}]"#)).await.json();
     assert_eq!((&receipt["rejected"][0]["index"], receipt["accepted"].as_array().unwrap().len()), (&json!(1), 2));
 }
 
