@@ -100,9 +100,13 @@ impl Recent {
 fn key(of_table: &[DefaultHasher; 2], id: &str, fingerprint: Option<i64>) -> Key {
     let joined = |[high, low]: [u64; 2]| u128::from(high) << 64 | u128::from(low);
     let mut hashes = of_table.clone();
-    hashes.iter_mut().for_each(|hash| id.hash(hash));
+    for hash in &mut hashes {
+        id.hash(hash);
+    }
     let of_id = hashes.each_ref().map(DefaultHasher::finish);
-    hashes.iter_mut().for_each(|hash| fingerprint.hash(hash));
+    for hash in &mut hashes {
+        fingerprint.hash(hash);
+    }
     Key { id: joined(of_id), row: joined(hashes.each_ref().map(DefaultHasher::finish)) }
 }
 
