@@ -208,10 +208,7 @@ mod tests {
         let refused = Outcome::Retry("refused".into());
         assert_eq!(recent.settle(&keys[..1], &[refused]), 0);
         assert_eq!(recent.settle(&keys[1..], &[const { Outcome::Done }; 3]), 1, "the one without fingerprint");
-        let key = match recent.claim("t", [("a", Some(1))]).pop() {
-            Some(Claim::Mine(key)) => key,
-            _ => panic!("it did not land"),
-        };
+        let Some(Claim::Mine(key)) = recent.claim("t", [("a", Some(1))]).pop() else { panic!("it did not land") };
         assert_eq!(recent.settle(&[key], &[Outcome::Done]), 1);
         let landed = recent.claim("t", [("a", Some(1)), ("a", Some(2))]);
         assert!(landed.iter().all(|claim| matches!(claim, Claim::Landed)));
