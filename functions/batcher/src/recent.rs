@@ -100,9 +100,13 @@ impl Recent {
 fn key(of_table: &[DefaultHasher; 2], id: &str, fingerprint: Option<i64>) -> Key {
     let joined = |[high, low]: [u64; 2]| u128::from(high) << 64 | u128::from(low);
     let mut hashes = of_table.clone();
-    hashes.iter_mut().for_each(|hash| id.hash(hash));
+    for hash in &mut hashes {
+        id.hash(hash);
+    }
     let of_id = hashes.each_ref().map(DefaultHasher::finish);
-    hashes.iter_mut().for_each(|hash| fingerprint.hash(hash));
+    for hash in &mut hashes {
+        fingerprint.hash(hash);
+    }
     Key { id: joined(of_id), row: joined(hashes.each_ref().map(DefaultHasher::finish)) }
 }
 
@@ -204,10 +208,7 @@ mod tests {
         let refused = Outcome::Retry("refused".into());
         assert_eq!(recent.settle(&keys[..1], &[refused]), 0);
         assert_eq!(recent.settle(&keys[1..], &[const { Outcome::Done }; 3]), 1, "the one without fingerprint");
-        let key = match recent.claim("t", [("a", Some(1))]).pop() {
-            Some(Claim::Mine(key)) => key,
-            _ => panic!("it did not land"),
-        };
+        let Some(Claim::Mine(key)) = recent.claim("t", [("a", Some(1))]).pop() else { panic!("it did not land") };
         assert_eq!(recent.settle(&[key], &[Outcome::Done]), 1);
         let landed = recent.claim("t", [("a", Some(1)), ("a", Some(2))]);
         assert!(landed.iter().all(|claim| matches!(claim, Claim::Landed)));

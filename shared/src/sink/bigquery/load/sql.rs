@@ -84,7 +84,7 @@ impl Sql<'_> {
             }
             let _ = writeln!(
                 script,
-                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} AS new WHERE {shown};"
+                "INSERT INTO {target} ({columns}) SELECT {columns} FROM {staged} AS staged WHERE {shown};"
             );
         }
         script.push_str("END IF;\nCOMMIT TRANSACTION;");
@@ -134,7 +134,7 @@ impl Streamed<'_> {
     fn without_copy(&self, target: &str, rows: &str) -> String {
         // A row that is older than fingerprints has none.
         let is_copy = |key: &&str| {
-            let is_equal = format!("old.`{key}` = new.`{key}`");
+            let is_equal = format!("old.`{key}` = staged.`{key}`");
             if *key == self.fingerprint { format!("({is_equal} OR old.`{key}` IS NULL)") } else { is_equal }
         };
         let is_copy = self.keys.iter().map(is_copy).collect::<Vec<_>>().join(" AND ");
@@ -191,7 +191,7 @@ mod tests {
         IF EXISTS (SELECT run FROM `example.com:p.contextflow.loads` WHERE run = 'r1' AND published_at IS NULL) THEN
         UPDATE `example.com:p.contextflow.loads` SET published_at = CURRENT_TIMESTAMP() WHERE run = 'r1';
         DELETE FROM `example.com:p.shop.sales` WHERE `day` < DATE '2000-01-01' OR `day` >= DATE '2000-01-01' OR `day` IS NULL;
-        INSERT INTO `example.com:p.shop.sales` (`day`, `load_segment`) SELECT `day`, `load_segment` FROM `example.com:p.shop.sales__r1` AS new WHERE `load_segment_` IN (7, -8);
+        INSERT INTO `example.com:p.shop.sales` (`day`, `load_segment`) SELECT `day`, `load_segment` FROM `example.com:p.shop.sales__r1` AS staged WHERE `load_segment_` IN (7, -8);
         END IF;
         COMMIT TRANSACTION;
         ");
@@ -221,7 +221,7 @@ mod tests {
         IF EXISTS (SELECT run FROM `example.com:p.contextflow.loads` WHERE run = 'r1' AND published_at IS NULL) THEN
         UPDATE `example.com:p.contextflow.loads` SET published_at = CURRENT_TIMESTAMP() WHERE run = 'r1';
         DELETE FROM `example.com:p.shop.clicks` WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND (`loaded_at` IS NULL OR `loaded_at` < TIMESTAMP_SUB((SELECT begun_at FROM `example.com:p.contextflow.loads` WHERE run = 'r1'), INTERVAL 60 MINUTE));
-        INSERT INTO `example.com:p.shop.clicks` (`at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint`) SELECT `at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint` FROM `example.com:p.shop.clicks__r1` AS new WHERE `load_segment` IN (7) AND NOT EXISTS (SELECT 1 FROM `example.com:p.shop.clicks` AS old WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND old.`at` = new.`at` AND old.`event_id` = new.`event_id` AND (old.`fingerprint` = new.`fingerprint` OR old.`fingerprint` IS NULL)) QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id`, `fingerprint` ORDER BY `received_at`) = 1;
+        INSERT INTO `example.com:p.shop.clicks` (`at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint`) SELECT `at`, `event_id`, `received_at`, `loaded_at`, `schema_version`, `fingerprint` FROM `example.com:p.shop.clicks__r1` AS staged WHERE `load_segment` IN (7) AND NOT EXISTS (SELECT 1 FROM `example.com:p.shop.clicks` AS old WHERE (`at` >= TIMESTAMP '1970-02-28' AND `at` < TIMESTAMP '1970-03-02') AND old.`at` = staged.`at` AND old.`event_id` = staged.`event_id` AND (old.`fingerprint` = staged.`fingerprint` OR old.`fingerprint` IS NULL)) QUALIFY `event_id` IS NULL OR ROW_NUMBER() OVER (PARTITION BY `at`, `event_id`, `fingerprint` ORDER BY `received_at`) = 1;
         END IF;
         COMMIT TRANSACTION;
         "
