@@ -1,5 +1,6 @@
 //! The port to a topic, and its adapters.
 
+pub mod limits;
 #[cfg(feature = "pubsub")]
 pub mod pubsub;
 
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::join_all;
 
 /// Attributes of a message, sorted by key.
 pub type Attributes = BTreeMap<String, String>;
@@ -46,7 +48,8 @@ pub struct PublishError {
 /// One topic.
 ///
 /// `publish` answers one result a message, aligned by position. `Ok` carries the message id and means that the
-/// topic has the message for good; it is never given before.
+/// topic has the message for good; it is never given before. A call is one publish request: [`limits::check`] says what
+/// it may contain, and [`publish_each`] splits what is more.
 #[async_trait]
 pub trait Publisher: Send + Sync {
     /// Publishes all messages, each on its own.
@@ -62,11 +65,17 @@ pub async fn publish_one(publisher: &dyn Publisher, message: Message) -> Result<
         .unwrap_or_else(|| Err(PublishError { topic: String::new(), reason: "the publisher answered nothing".into() }))
 }
 
+/// Publishes messages in as many requests as Pub/Sub's limits call for; one result a message, in their order.
+pub async fn publish_each(publisher: &dyn Publisher, messages: Vec<Message>) -> Vec<Result<String, PublishError>> {
+    let requests = limits::requests(messages).into_iter().map(|request| publisher.publish(request));
+    join_all(requests).await.concat()
+}
+
 /// Publishes all messages; the ids come back in their order. The first message that was not acknowledged is the error,
 /// and a topic that answers too little has acknowledged nothing of the rest.
 pub async fn publish_all(publisher: &dyn Publisher, messages: Vec<Message>) -> Result<Vec<String>, PublishError> {
     let expected = messages.len();
-    let ids = publisher.publish(messages).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let ids = publish_each(publisher, messages).await.into_iter().collect::<Result<Vec<_>, _>>()?;
     if ids.len() < expected {
         let reason = format!("{} of {expected} messages were answered", ids.len());
         return Err(PublishError { topic: String::new(), reason });
@@ -74,7 +83,7 @@ pub async fn publish_all(publisher: &dyn Publisher, messages: Vec<Message>) -> R
     Ok(ids)
 }
 
-/// A topic in memory, for tests and measurements: keeps what it is given, fails while told to.
+/// A topic in memory, for tests and measurements: keeps what it is given within Pub/Sub's limits, fails while told to.
 #[derive(Debug, Default)]
 pub struct MemoryTopic {
     messages: Mutex<Vec<Message>>,
@@ -96,7 +105,11 @@ impl MemoryTopic {
 #[async_trait]
 impl Publisher for MemoryTopic {
     async fn publish(&self, messages: Vec<Message>) -> Vec<Result<String, PublishError>> {
-        let failed = || PublishError { topic: "memory".into(), reason: "the topic is down".into() };
+        let error = |reason: &str| PublishError { topic: "memory".into(), reason: reason.into() };
+        if let Err(reason) = limits::check(&messages) {
+            return messages.iter().map(|_| Err(error(&reason))).collect();
+        }
+        let failed = || error("the topic is down");
         let Ok(mut held) = self.messages.lock() else {
             return messages.iter().map(|_| Err(failed())).collect();
         };

@@ -29,7 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use shared::clock::{Clock, Micros};
-use shared::publish::{Message, PublishError, Publisher};
+use shared::publish::{Message, PublishError, Publisher, limits};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -326,8 +326,8 @@ fn declare(config: Config) -> Result<(Topics, Vec<Queue>)> {
 
 /// The port to one topic of the bus.
 ///
-/// `Ok` means that the message is on disk for every subscription. The messages of one call succeed or fail together;
-/// those of a failed call are as a rule not stored, but may be (a sync that failed after the write).
+/// `Ok` means that the message is on disk for every subscription. A call over Pub/Sub's limits is refused, and nothing of
+/// it is stored. The messages of one call succeed or fail together; those of a failed call are as a rule not stored, but may be (a sync that failed after the write).
 #[derive(Clone)]
 pub struct TopicPublisher {
     topic: String,
@@ -338,6 +338,7 @@ pub struct TopicPublisher {
 impl TopicPublisher {
     /// Answers the id of the first message; the others follow it.
     async fn store(&self, messages: &[Message]) -> Result<u64, String> {
+        limits::check(messages)?;
         let readers = self.broker.topics.get(&self.topic).ok_or("there is no such topic")?.clone();
         let published_at = self.broker.clock.now();
         let records = messages.iter().map(|message| Record::encode(published_at, &message.attributes, &message.data));

@@ -15,7 +15,7 @@ use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Place, REPLAY_OF};
 use shared::decode::time::timestamp_text;
 use shared::event;
-use shared::publish::{Attributes, Message, Publisher};
+use shared::publish::{Attributes, Message, Publisher, publish_each};
 use shared::schema::{DEAD_LETTER_REPLAY, Plan, Registry};
 use shared::sink::{Batch, Outcome, Sink};
 
@@ -165,7 +165,7 @@ impl Replay<'_> {
             let (owners, messages): (Vec<usize>, Vec<Message>) =
                 of_form.map(|(index, message)| (index, message.clone())).unzip();
             let Some(topic) = topic.filter(|_| !messages.is_empty()) else { continue };
-            let mut answers = topic.publisher.publish(messages).await.into_iter();
+            let mut answers = publish_each(topic.publisher.as_ref(), messages).await.into_iter();
             for owner in owners {
                 match answers.next() {
                     Some(Ok(_)) => {}
