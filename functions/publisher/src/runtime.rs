@@ -24,10 +24,7 @@ pub async fn lambda(router: Router) -> Result<(), Failure> {
 
 /// Serves on `PORT` until SIGTERM or Ctrl-C; what is under way is answered.
 pub async fn http(settings: &Settings, router: Router) -> Result<(), Failure> {
-    let (listener, asked_to_end) = serve::listen(settings).await?;
-    let service = router.layer(middleware::from_fn(from_socket)).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(asked_to_end).await;
-    served.map_err(|error| Failure::Work(error.to_string()))
+    serve::run_open(settings, router.layer(middleware::from_fn(from_socket)), || ()).await
 }
 
 /// The gateway tells the address in the request's context, which no client can write. Its stage is no part of the path.

@@ -125,6 +125,12 @@ impl Guard {
         })
     }
 
+    /// Answers for `router`: see [`Guard::answer`].
+    pub fn before(self, router: Router) -> Router {
+        let guard = Arc::new(self);
+        Router::new().fallback(async move |request: Request| guard.answer(&router, request).await)
+    }
+
     /// Lets `router` answer, if the request may come in and there is room for it.
     ///
     /// 401: not the push account; 413: over 16 MiB; 503: too much at once, or no keys to check a token with.

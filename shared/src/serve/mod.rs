@@ -4,19 +4,22 @@
 mod auth;
 mod guard;
 mod keys;
+mod limits;
 mod listen;
+mod progress;
 
 use std::fmt;
 use std::future::Future;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use auth::bearer;
 pub use guard::Guard;
+pub use limits::{Limits, descriptors};
 pub use listen::serve;
 
 use crate::clock::Clock;
@@ -93,19 +96,29 @@ where
 /// called once, so that nothing waits any longer, and what is under way is answered. After 8 s the process ends,
 /// whatever is left.
 pub async fn run(settings: &Settings, router: Router, on_end: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let guard = Arc::new(Guard::read(settings, Clock::system())?);
+    let guard = Guard::read(settings, Clock::system())?;
+    run_open(settings, guard.before(router), on_end).await
+}
+
+/// [`run`] for everyone, without a [`Guard`].
+pub async fn run_open(
+    settings: &Settings,
+    router: Router,
+    on_end: impl FnOnce() + Send + 'static,
+) -> Result<(), Failure> {
+    let limits = Limits::read(settings)?;
     let (listener, asked_to_end) = listen(settings).await?;
     let ended = async move {
         asked_to_end.await;
         std::thread::spawn(end_by_force);
         on_end();
     };
-    serve(listener, router, guard, ended, ANSWER_WITHIN).await;
+    serve(listener, router, limits, ended, ANSWER_WITHIN).await;
     Ok(())
 }
 
 /// Listens on `PORT`; the future is there once SIGTERM or Ctrl-C asks the process to end.
-pub async fn listen(settings: &Settings) -> Result<(TcpListener, impl Future<Output = ()> + Send + use<>), Failure> {
+async fn listen(settings: &Settings) -> Result<(TcpListener, impl Future<Output = ()> + Send + use<>), Failure> {
     let port: u16 = settings.parsed("PORT", 8080)?;
     let listener =
         TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| fault("PORT", format!("{port}: {error}")))?;
