@@ -11,6 +11,7 @@ pub mod clock;
 pub mod credentials;
 pub mod dead_letter;
 pub mod decode;
+pub mod durable;
 pub mod encode;
 pub mod enrich;
 pub mod event;

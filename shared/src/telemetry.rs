@@ -31,7 +31,8 @@ tokio::task_local! {
 /// Starts logging to standard error. `filter` is in the form of `RUST_LOG` (`info`, `batcher=debug`); `project` is the
 /// one that traces belong to. A filter that cannot be read is told as the error; then logging starts with `info`.
 pub fn init(filter: &str, project: Option<&str>) -> Result<(), SettingError> {
-    let read: Result<Targets, _> = filter.parse();
+    // The Delta library logs what it returns as an error too, with a backtrace.
+    let read: Result<Targets, _> = format!("buoyant_kernel=off,{filter}").parse();
     let told = read.as_ref().map(drop).map_err(|error| fault("RUST_LOG", format!("`{filter}`: {error}")));
     let filter = read.unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let (registry, lines) =

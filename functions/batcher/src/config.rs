@@ -90,7 +90,7 @@ pub mod cloud {
     use shared::settings::{Settings, fault};
     use shared::sink::Sink;
     use shared::sink::bigquery::BigQuerySink;
-    use shared::{bucket, credentials};
+    use shared::{bucket, credentials, durable};
 
     use crate::Deps;
 
@@ -105,6 +105,11 @@ pub mod cloud {
         let dead_letters = settings.topic("DEAD_LETTER_TOPIC", "clickstream-dead-letter-topic")?;
         let archive = settings.get("ARCHIVE_URI").map(|uri| bucket::open(uri, settings)).transpose();
         let archive = archive.map_err(|error| fault("ARCHIVE_URI", error))?;
+        if let Some(folder) = settings.get("ARCHIVE_URI").and_then(bucket::local) {
+            std::path::absolute(folder)
+                .and_then(|folder| durable::create_folder(&folder))
+                .map_err(|error| fault("ARCHIVE_URI", error))?;
+        }
         if archive.is_none() {
             tracing::warn!("ARCHIVE_URI is not set: nothing is archived");
         }

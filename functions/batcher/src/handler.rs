@@ -88,9 +88,13 @@ impl Batcher {
         &self.deps.metrics
     }
 
-    /// Whether the warehouse can be reached.
+    /// Whether the warehouse and the archive can be written.
     pub async fn ready(&self) -> Result<(), String> {
-        self.deps.sink.ready().await
+        self.deps.sink.ready().await?;
+        match &self.deps.bucket {
+            Some(bucket) => bucket.ready().await,
+            None => Ok(()),
+        }
     }
 
     /// The process is to end: what is held lands at once.

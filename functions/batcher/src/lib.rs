@@ -48,8 +48,8 @@ async fn ready(State(batcher): State<Arc<Batcher>>) -> Response {
     match batcher.ready().await {
         Ok(()) => Json(json!({"status": "ready"})).into_response(),
         Err(reason) => {
-            tracing::warn!(reason, "warehouse not reachable");
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "warehouse not reachable"}))).into_response()
+            tracing::warn!(reason, "not ready");
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not ready", "reason": reason}))).into_response()
         }
     }
 }

@@ -4,10 +4,9 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 
-use super::Location;
+use super::{Folder, Location};
 use crate::settings::Settings;
 
 /// The path on this machine that an address is; `None` for a bucket's.
@@ -24,7 +23,7 @@ pub fn open(uri: &str, settings: &Settings) -> Result<Location, String> {
     if let Some(path) = local(uri) {
         let path = std::path::absolute(path).map_err(|error| fault(error.to_string()))?;
         let path = Path::from_absolute_path(path).map_err(|error| fault(error.to_string()))?;
-        return Ok(Location { store: Arc::new(LocalFileSystem::new()), path, uri: uri.to_string() });
+        return Ok(Location { store: Arc::new(Folder::any()), path, uri: uri.to_string() });
     }
     let (scheme, rest) = uri.split_once("://").unwrap_or_default();
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));

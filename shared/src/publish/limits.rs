@@ -69,10 +69,15 @@ fn check_message(message: &Message) -> Result<(), String> {
     }
     for (number, (key, value)) in message.attributes.iter().enumerate() {
         if key.is_empty() || key.len() > MAX_KEY_BYTES {
-            return Err(format!("attribute {number} has a key of {} bytes; 1 to {MAX_KEY_BYTES} are allowed", key.len()));
+            return Err(format!(
+                "attribute {number} has a key of {} bytes; 1 to {MAX_KEY_BYTES} are allowed",
+                key.len()
+            ));
         }
         if key.starts_with(RESERVED_PREFIX) {
-            return Err(format!("attribute {number} has a key that begins with `{RESERVED_PREFIX}`, which is reserved"));
+            return Err(format!(
+                "attribute {number} has a key that begins with `{RESERVED_PREFIX}`, which is reserved"
+            ));
         }
         if value.len() > MAX_VALUE_BYTES {
             return Err(format!(
@@ -87,7 +92,7 @@ fn check_message(message: &Message) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publish::Attributes;
+    use crate::publish::{Attributes, MemoryTopic, Publisher as _, publish_each};
 
     fn data(bytes: usize) -> Message {
         Message { data: vec![b'x'; bytes].into(), ..Message::default() }
@@ -111,7 +116,11 @@ mod tests {
             (vec![attributes(100)], vec![attributes(101)], "101 attributes; at most 100"),
             (vec![attribute(&"k".repeat(256), "")], vec![attribute(&"k".repeat(257), "")], "a key of 257 bytes"),
             (vec![attribute("k", "")], vec![attribute("", "v")], "a key of 0 bytes"),
-            (vec![attribute("k", &"v".repeat(1_024))], vec![attribute("k", &"v".repeat(1_025))], "a value of 1025 bytes"),
+            (
+                vec![attribute("k", &"v".repeat(1_024))],
+                vec![attribute("k", &"v".repeat(1_025))],
+                "a value of 1025 bytes",
+            ),
             (vec![attribute("good", "v")], vec![attribute("google-id", "v")], "begins with `goog`"),
             (vec![data(1)], vec![data(0)], "it is empty"),
         ];
@@ -139,5 +148,15 @@ mod tests {
         let refused: Vec<_> = requests.iter().filter(|request| check(request).is_err()).collect();
         assert_eq!(refused, [&vec![data(11_000_000)]], "only what no request can carry");
         assert_eq!(requests.len(), 5, "{:?}", requests.iter().map(Vec::len).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_topic_in_memory_keeps_to_the_limits_and_more_goes_in_several_requests() {
+        let topic = MemoryTopic::default();
+        let answers = topic.publish(vec![data(1); 1_001]).await;
+        assert!(answers.iter().all(Result::is_err) && topic.messages().is_empty());
+        let answers = publish_each(&topic, vec![data(1); 1_001]).await;
+        assert_eq!((answers.len(), topic.messages().len()), (1_001, 1_001));
+        assert!(answers.iter().all(Result::is_ok));
     }
 }

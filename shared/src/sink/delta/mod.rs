@@ -16,6 +16,7 @@
 //! version a moment before or after those of the other tables.
 
 pub mod arrow;
+mod check;
 mod compact;
 mod copies;
 mod data_file;
@@ -37,14 +38,14 @@ mod views;
 mod worker;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use self::files::{Place, create_folder};
+use self::files::Place;
 use self::load::switch::Switch;
 pub use self::query::{QueryError, Warehouse};
 use self::table::Table;
@@ -52,6 +53,7 @@ use self::worker::Worker;
 use super::{Batch, Outcome, Sink};
 use crate::bucket::Location;
 use crate::clock::{Clock, Micros, SECOND};
+use crate::durable;
 use crate::lease::{Lease, LeaseError};
 use crate::schema::Plan;
 #[cfg(feature = "buckets")]
@@ -140,8 +142,21 @@ pub enum DeltaError {
         /// What differs and what to do.
         reason: String,
     },
+    /// A file of the log is not as it was written.
+    #[error(
+        "table {table}: {fault}; put the file back from a copy, or move {folder} away: the table then begins empty, and \
+         `contextflow backfill --source archive` loads its rows again"
+    )]
+    Damaged {
+        /// `dataset.table`.
+        table: String,
+        /// Which file, and what is wrong with it.
+        fault: String,
+        /// The folder of the table.
+        folder: String,
+    },
     /// The log cannot be read.
-    #[error("table {table}: {source}")]
+    #[error("table {table}: {}", first_line(source))]
     Table {
         /// `dataset.table`.
         table: String,
@@ -167,6 +182,11 @@ pub enum DeltaError {
     Interrupted(String),
 }
 
+/// What the Delta library says without the backtrace that it adds.
+fn first_line(error: &deltalake::DeltaTableError) -> String {
+    error.to_string().lines().next().unwrap_or_default().trim_end().to_string()
+}
+
 /// Appends to the tables of one folder or bucket; see [`Sink`].
 ///
 /// `Done` means that the rows stand on disk, synced, or in the bucket, in a committed version. There is one writer a
@@ -185,8 +205,9 @@ pub struct DeltaSink {
 /// The right to write a warehouse.
 #[derive(Debug)]
 enum Right {
-    /// Of a folder; unlocked when it is closed, by a crash too.
-    Lock { root: PathBuf, _file: File },
+    /// Of a folder; unlocked when it is closed, by a crash too. Its file stays where it is for as long as the folder is
+    /// the one that was opened.
+    Lock { root: PathBuf, place: durable::Place, _file: File },
     /// Of a bucket.
     Lease(Arc<Lease>),
 }
@@ -242,7 +263,7 @@ impl DeltaSink {
     pub fn open_with(root: &Path, clock: Clock, mut options: Options) -> Result<Self, DeltaError> {
         let failed = |doing| move |source| DeltaError::Io { place: root.display().to_string(), doing, source };
         let root = std::path::absolute(root).map_err(failed("finding the warehouse"))?;
-        create_folder(&root).map_err(failed("creating the warehouse"))?;
+        durable::create_folder(&root).map_err(failed("creating the warehouse"))?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -256,9 +277,11 @@ impl DeltaSink {
                 return Err(failed("locking the warehouse")(source));
             }
         }
+        check::check(&root)?;
+        let place = durable::Place::of(&root.join(LOCK_FILE)).map_err(failed("finding the lock of the warehouse"))?;
         let worker = Worker::start().map_err(failed("starting a thread"))?;
         options.commit_interval = 0;
-        Ok(Self::new(Place::Folder(root.clone()), Right::Lock { root, _file: lock }, worker, clock, options))
+        Ok(Self::new(Place::Folder(root.clone()), Right::Lock { root, place, _file: lock }, worker, clock, options))
     }
 
     fn new(place: Place, right: Right, worker: Worker, clock: Clock, options: Options) -> Self {
@@ -292,8 +315,10 @@ impl DeltaSink {
         DeltaError::Io { place: self.place.to_string(), doing, source }
     }
 
-    /// Completes what a load that was killed has begun, before anything else is written.
+    /// Completes what a load that was killed has begun, before anything else is written. Nothing is written to a folder
+    /// that is not the one that was opened any more.
     async fn recover(&self) -> Result<(), DeltaError> {
+        self.right.verify().map_err(|source| self.io("writing to the warehouse", source))?;
         self.switch.recover(|change| self.table(&change.dataset, &change.name)).await
     }
 
@@ -310,6 +335,14 @@ impl DeltaSink {
 }
 
 impl Right {
+    /// Fails where the folder is not the one that was opened any more. A lease is looked at with every write.
+    fn verify(&self) -> io::Result<()> {
+        match self {
+            Self::Lock { place, .. } => place.verify(),
+            Self::Lease(_) => Ok(()),
+        }
+    }
+
     fn lease(&self) -> Option<&Arc<Lease>> {
         match self {
             Self::Lock { .. } => None,
@@ -339,9 +372,9 @@ impl Sink for DeltaSink {
     async fn ready(&self) -> Result<(), String> {
         let reached = match &*self.right {
             Right::Lease(lease) => lease.verify().await,
-            Right::Lock { root, .. } => {
-                let probe = root.join(format!(".probe-{}", uuid::Uuid::new_v4()));
-                let written = table::blocking(move || fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)));
+            Right::Lock { root, place, .. } => {
+                let (root, place) = (root.clone(), place.clone());
+                let written = table::blocking(move || place.verify().and_then(|()| durable::probe(&root)));
                 written.await.map_err(|error| error.to_string())?
             }
         };

@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 
 use super::dedup::Deduplicated;
 use super::files::{Files, Place};
+use super::first_line;
 use super::load::pointer::Pointer;
 use super::source::Source;
 use super::views::{Dataset, Tables, Views};
@@ -118,7 +119,7 @@ impl Warehouse {
                 let table = &source.plan.table;
                 let version = pointer.version_of(&table.dataset, &table.name);
                 shown.push(source.at(version, &self.base).await.map_err(|error| {
-                    QueryError::Warehouse(format!("table {}: {}", table.full_name(), one_line(&error.to_string())))
+                    QueryError::Warehouse(format!("table {}: {}", table.full_name(), first_line(&error)))
                 })?);
             }
             let now = self.pointer().await?;

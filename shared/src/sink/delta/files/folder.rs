@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::super::data_file::PARTITION_DATE;
 use super::{Files, LOG, LogEntry, NewFile, STAGING};
 use crate::clock::Micros;
+use crate::durable::{create_folder, sync_folder, write_new};
 
 /// How many files are written at once.
 const STORE_THREADS: usize = 8;
@@ -33,7 +34,7 @@ impl FolderFiles {
         let path = self.table.join(&file.path);
         let folder = path.parent().unwrap_or(&self.table);
         create_folder(folder)?;
-        write_durable(&path, &file.bytes)?;
+        write_new(&path, [&*file.bytes])?;
         sync_folder(folder)
     }
 }
@@ -61,7 +62,7 @@ impl Files for FolderFiles {
         let path = self.table.join(path);
         let folder = path.parent().unwrap_or(&self.table);
         let staged = folder.join(format!("_commit_{}.json.tmp", Uuid::new_v4()));
-        write_durable(&staged, &bytes)?;
+        write_new(&staged, [&*bytes])?;
         // A link, unlike a rename, never replaces a version that another writer made.
         let linked = fs::hard_link(&staged, &path);
         let _ = fs::remove_file(&staged);
@@ -75,7 +76,7 @@ impl Files for FolderFiles {
         let written = path.with_extension("tmp");
         // Of a crash; there is one writer.
         let _ = fs::remove_file(&written);
-        write_durable(&written, &bytes)?;
+        write_new(&written, [&*bytes])?;
         fs::rename(&written, &path)?;
         sync_folder(folder)
     }
@@ -177,32 +178,4 @@ impl Files for FolderFiles {
         let url = deltalake::ensure_table_uri(self.table.to_string_lossy())?;
         DeltaTableBuilder::from_url(url)?.build_storage().map(Some)
     }
-}
-
-/// Creates a file that outlives a crash once its folder is synced as well.
-fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Makes the entries of a folder outlive a crash.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    // Only Unix opens folders as files; elsewhere the file system journals them.
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-}
-
-/// Creates a folder and its missing parents, durably.
-pub(in super::super) fn create_folder(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        create_folder(parent)?;
-        match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => sync_folder(parent)?,
-        }
-    }
-    Ok(())
 }

@@ -15,7 +15,6 @@ use tokio::runtime::Handle;
 
 use self::bucket::BucketFiles;
 use self::folder::FolderFiles;
-pub(super) use self::folder::create_folder;
 use crate::bucket::Location;
 use crate::clock::Micros;
 use crate::lease::Lease;
