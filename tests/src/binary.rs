@@ -27,6 +27,9 @@ pub fn binary_beside(name: &str) -> PathBuf {
     binary
 }
 
+/// The token that pushes to a [`Dev`] carry.
+pub const PUSH_TOKEN: &str = "the-token-of-tests";
+
 /// Runs a command to its end.
 pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
     Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
@@ -136,6 +139,12 @@ impl Dev {
         (answer.status().as_u16(), answer.json().expect("the publisher answers JSON"))
     }
 
+    /// A push as the bus makes it; its status.
+    pub fn push(&self, path: &str, body: Vec<u8>) -> u16 {
+        let request = self.client.post(self.url(path)).header("content-type", "application/json");
+        request.bearer_auth(PUSH_TOKEN).body(body).send().expect("the function answers").status().as_u16()
+    }
+
     /// `GET` of JSON.
     pub fn get(&self, path: &str) -> Value {
         self.client.get(self.url(path)).send().and_then(reqwest::blocking::Response::json).expect("JSON")
@@ -190,5 +199,6 @@ impl Drop for Dev {
 
 fn spawn(mut command: Command, port: u16, folder: &Path, arguments: &Vec<String>) -> Child {
     command.arg("dev").arg("--port").arg(port.to_string()).arg("--data-dir").arg(folder).args(arguments);
+    command.env("PUSH_TOKEN", PUSH_TOKEN);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
 }

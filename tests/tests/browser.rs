@@ -157,8 +157,7 @@ fn dead_letters_are_listed_and_go_round_again() {
     let dev = Dev::start(&[]);
     dev.publish(Some(&json!({"event_name": ["<img src=x onerror=alert(1)>"], "event_id": "hopeless"})));
     let given_up = forwarded("1", &[], format!("{{\"event_id\":\"again\",\"event_timestamp\":\"{PUBLISHED_AT}\"}}"));
-    let client = reqwest::blocking::Client::new();
-    client.post(dev.url("/batcher/dead-letter")).body(given_up).send().unwrap();
+    assert_eq!(dev.push("/batcher/dead-letter", given_up), 204);
     dev.wait_for("SELECT count(*) AS n FROM dead_letters", |rows| rows == [json!({"n": 2})]);
     on_runtime(async {
         let client = driver.browser().await;

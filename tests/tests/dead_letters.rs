@@ -75,9 +75,7 @@ impl Pipeline {
     }
 
     fn post(&self, path: &str, body: Vec<u8>) {
-        let client = reqwest::blocking::Client::new();
-        let request = client.post(self.dev.url(path)).header("content-type", "application/json").body(body);
-        assert_eq!(request.send().unwrap().status(), 204);
+        assert_eq!(self.dev.push(path, body), 204);
     }
 
     fn wait_for_letters(&self, count: usize) {

@@ -144,6 +144,11 @@ fn a_second_pipeline_on_the_same_folder_is_refused() {
     let dev = Dev::start(&[]);
     let output = run(["dev", "--port", "0", "--data-dir", &dev.data().display().to_string()]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("another `contextflow dev` runs on this data folder"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Url, redirect};
 use shared::push::Push;
 use tokio::sync::watch;
@@ -28,14 +28,24 @@ const OUTSTANDING_BYTES: usize = 32 << 20;
 /// with attempts.
 const DOWN_AFTER: u32 = 16;
 const PACE: Duration = Duration::from_millis(100);
+/// How long a connection without a push is kept: shorter than any endpoint keeps it, so that none is closed under a push.
+const IDLE: Duration = Duration::from_secs(5);
 /// How long the deliverer waits after it failed to read its queue.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The client of all pushes. No proxy and no redirect: endpoints are on this machine, and to Pub/Sub a redirect is a
 /// refusal.
-pub(super) fn client() -> Result<Client> {
+pub(super) fn client(token: Option<&str>) -> Result<Client> {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = token {
+        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).context("not a token")?;
+        bearer.set_sensitive(true);
+        headers.insert(AUTHORIZATION, bearer);
+    }
     Client::builder()
         .no_proxy()
+        .default_headers(headers)
+        .pool_idle_timeout(IDLE)
         .redirect(redirect::Policy::none())
         .user_agent("CloudPubSub-Google")
         .build()

@@ -147,6 +147,8 @@ struct Broker {
     /// to the next: the publish that a handler makes is counted before the ack it then gives.
     unacked: AtomicU64,
     commits: AtomicU64,
+    /// Why the last commit failed; none where it succeeded.
+    failure: Mutex<Option<String>>,
 }
 
 struct Queue {
@@ -170,7 +172,9 @@ impl Bus {
         let cache_bytes = config.cache_bytes;
         let file = path.to_path_buf();
         let open = move || redb::Database::builder().set_cache_size(cache_bytes).create(&file);
-        Self::open_with(Box::new(open), clock, config).with_context(|| format!("failed to open {}", path.display()))
+        let bus = Self::open_with(Box::new(open), clock, config).map_err(|error| explained(error, path))?;
+        bus.0.broker.store.stay_at(path).with_context(|| format!("failed to sync {}", path.display()))?;
+        Ok(bus)
     }
 
     /// What waits in the file at `path` while no bus has it open; nothing where there is no file.
@@ -181,7 +185,7 @@ impl Bus {
         let file = path.to_path_buf();
         let (_, queues) = declare(config)?;
         let store = Store::open(Box::new(move || redb::Database::open(&file)), &queues)
-            .with_context(|| format!("failed to open {}", path.display()))?;
+            .map_err(|error| explained(error, path))?;
         let of_queue = |queue: Queue| {
             let (waiting, oldest_published_at) = (store.count(&queue)?, store.oldest(&queue)?);
             Ok(SubscriptionStats { name: queue.subscription.name, waiting, outstanding: 0, oldest_published_at })
@@ -193,7 +197,8 @@ impl Bus {
         let (topics, queues) = declare(config)?;
         let store = Store::open(open, &queues)?;
         let (unacked, commits) = (AtomicU64::new(0), AtomicU64::new(0));
-        let broker = Arc::new(Broker { store, clock, topics, queues, unacked, commits });
+        let failure = Mutex::default();
+        let broker = Arc::new(Broker { store, clock, topics, queues, unacked, commits, failure });
         broker.recount();
         let writer = Writer::new(broker.clone())?;
         let (commands, received) = mpsc::channel();
@@ -211,10 +216,10 @@ impl Bus {
     }
 
     /// Starts delivering, on the current tokio runtime. `base_url` (`http://127.0.0.1:8080`) is what endpoints given
-    /// as paths stand under.
-    pub fn start(&self, base_url: &str) -> Result<()> {
+    /// as paths stand under; pushes carry `token` as their bearer token.
+    pub fn start(&self, base_url: &str, token: Option<&str>) -> Result<()> {
         let base = reqwest::Url::parse(base_url).with_context(|| format!("{base_url:?} is not a URL"))?;
-        let client = deliver::client()?;
+        let client = deliver::client(token)?;
         let mut deliverers = self.0.deliverers.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(deliverers.is_none(), "the bus delivers already");
         let mut tasks = Vec::new();
@@ -259,6 +264,13 @@ impl Bus {
         }
     }
 
+    /// Whether publishes can be stored, as far as is known: the last commit succeeded and the file is where it was.
+    pub fn ready(&self) -> Result<(), String> {
+        let broker = &self.0.broker;
+        broker.store.verify().map_err(|error| error.to_string())?;
+        broker.failure.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+
     /// Backlog of every subscription. Reads one page of the file for each that is not empty.
     pub fn stats(&self) -> Stats {
         let broker = &self.0.broker;
@@ -291,6 +303,14 @@ impl Broker {
             total += queue.unacked.load(Ordering::Relaxed);
         }
         self.unacked.store(total, Ordering::Release);
+    }
+}
+
+/// An error of opening the file at `path`, with what to do.
+fn explained(error: anyhow::Error, path: &Path) -> anyhow::Error {
+    match error.downcast::<redb::DatabaseError>() {
+        Ok(error) => store::explain(error, path),
+        Err(error) => error.context(format!("failed to open {}", path.display())),
     }
 }
 

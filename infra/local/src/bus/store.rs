@@ -1,14 +1,17 @@
 //! The database file: opening, reopening after a failure, and what deliverers read.
 
 use std::collections::VecDeque;
-use std::sync::{PoisonError, RwLock};
+use std::io;
+use std::path::Path;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableDefinition, WriteTransaction,
 };
 use shared::clock::Micros;
+use shared::durable::{self, Place};
 
 use super::Queue;
 use super::record::Record;
@@ -38,6 +41,8 @@ impl Queue {
 pub(super) struct Store {
     open: OpenDatabase,
     database: RwLock<Option<Database>>,
+    /// The file, once it is known.
+    place: OnceLock<Place>,
 }
 
 /// A message read for delivery.
@@ -58,6 +63,24 @@ pub(super) struct Room {
     pub bytes: usize,
 }
 
+/// Why a file cannot be opened, and what to do.
+pub(super) fn explain(error: DatabaseError, path: &Path) -> anyhow::Error {
+    let path = path.display();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => anyhow!(
+            "{path} is in use: another `contextflow dev` runs on this data folder; stop it, or give another folder with \
+             --data-dir"
+        ),
+        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
+            anyhow!("{path}: {error}; give a folder that can be written with --data-dir")
+        }
+        error => anyhow!(
+            "{path} is damaged ({error}); move it away to begin with an empty bus: events in it that had not landed are \
+             lost, and their senders may send them again"
+        ),
+    }
+}
+
 impl Store {
     pub fn open(open: OpenDatabase, queues: &[Queue]) -> Result<Self> {
         let mut database = open()?;
@@ -75,11 +98,27 @@ impl Store {
             // to move, they cost next to nothing to give back.
             database.compact()?;
         }
-        Ok(Self { open, database: RwLock::new(Some(database)) })
+        Ok(Self { open, database: RwLock::new(Some(database)), place: OnceLock::new() })
+    }
+
+    /// Makes the file's name outlive a crash, and holds the store to this file: where it is removed, nothing more counts
+    /// as stored.
+    pub fn stay_at(&self, path: &Path) -> io::Result<()> {
+        durable::sync_folder(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?;
+        let place = Place::of(path)?;
+        self.place.get_or_init(|| place);
+        Ok(())
+    }
+
+    /// Fails where the file is not where it was opened.
+    pub fn verify(&self) -> io::Result<()> {
+        self.place.get().map_or(Ok(()), Place::verify)
     }
 
     /// A transaction to write in; opens the file first where [`Store::close`] has closed it.
     pub fn begin_write(&self) -> Result<WriteTransaction> {
+        // Not to create another file in the place of one that was removed.
+        self.verify()?;
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
             *database = Some((self.open)().context("failed to reopen the bus's file")?);

@@ -106,7 +106,7 @@ async fn a_push_carries_what_was_published() {
     let (_folder, path) = file();
     let endpoint = Endpoint::acknowledging().await;
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let id = publish(&bus, "{\"a\":1}").await;
     assert!(bus.drain(LONG).await);
     let push = Push {
@@ -121,17 +121,41 @@ async fn a_push_carries_what_was_published() {
 }
 
 #[tokio::test]
+async fn what_pubsub_refuses_is_refused_and_nothing_of_it_is_stored() {
+    let (_folder, path) = file();
+    let bus = open(&path, vec![subscription("s")]);
+    let large = Message { data: vec![b'x'; 10_000_001].into(), ..Message::default() };
+    let reserved = Message { attributes: BTreeMap::from([("goog".into(), String::new())]), ..message("1") };
+    let refused = [
+        (vec![message("1"), large], "at most 10000000 are allowed"),
+        (vec![message("1"); 1_001], "at most 1000 are allowed"),
+        (vec![message("1"), reserved], "begins with `goog`"),
+        (vec![Message::default(), message("1")], "it is empty"),
+    ];
+    for (messages, limit) in refused {
+        for answer in bus.publisher("t").publish(messages).await {
+            let error = answer.unwrap_err();
+            assert!(error.reason.contains(limit), "{error}");
+        }
+    }
+    assert_eq!(bus.stats().subscriptions[0].waiting, 0);
+    let accepted = bus.publisher("t").publish(vec![message("1"); 1_000]).await;
+    assert!(accepted.iter().all(Result::is_ok));
+    assert_eq!(bus.stats().subscriptions[0].waiting, 1_000);
+}
+
+#[tokio::test]
 async fn an_acknowledged_message_is_gone_after_reopening() {
     let (_folder, path) = file();
     let endpoint = Endpoint::acknowledging().await;
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let first = publish(&bus, "1").await;
     assert!(bus.drain(LONG).await);
     bus.stop(GRACE).await;
 
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let second = publish(&bus, "2").await;
     assert!(bus.drain(LONG).await);
     assert!(second.parse::<u64>().unwrap() > first.parse::<u64>().unwrap(), "ids increase across restarts");
@@ -155,13 +179,13 @@ async fn an_unacknowledged_message_is_delivered_after_reopening_with_its_attempt
         if attempt == 1 {
             publish(&bus, "1").await;
         }
-        bus.start(&refusing.url).unwrap();
+        bus.start(&refusing.url, None).unwrap();
         until("the refusal", || refusing.pushes_to("s").len() == attempt && bus.stats().subscriptions[0].waiting == 1)
             .await;
         bus.stop(GRACE).await;
     }
     let bus = open(&path, dead_after_four());
-    bus.start(&refusing.url).unwrap();
+    bus.start(&refusing.url, None).unwrap();
     assert!(bus.drain(LONG).await);
     assert_eq!(refusing.pushes_to("s").len(), 4);
 }
@@ -178,7 +202,7 @@ async fn what_a_killed_process_left_is_delivered_by_the_next() {
 
     let endpoint = Endpoint::acknowledging().await;
     let bus = open(&left, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     assert!(bus.drain(LONG).await);
     let mut delivered: Vec<_> = endpoint.pushes_to("s").into_iter().map(|push| push.message_id).collect();
     delivered.sort_by_key(|id| id.parse::<u64>().unwrap());
@@ -195,7 +219,7 @@ async fn a_refused_message_comes_again_until_it_is_acknowledged() {
     .await;
     // Without a dead-letter topic the number of attempts ends nothing.
     let bus = open(&path, vec![Subscription { max_attempts: 2, ..subscription("s") }]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let begun = std::time::Instant::now();
     publish(&bus, "1").await;
     assert!(bus.drain(LONG).await);
@@ -214,7 +238,7 @@ async fn only_the_five_statuses_acknowledge() {
     })
     .await;
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     for asked in 0..statuses.len() {
         publish(&bus, &asked.to_string()).await;
     }
@@ -229,7 +253,7 @@ async fn a_message_waits_for_an_endpoint_that_is_not_there_yet() {
     let nobody = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&nobody).unwrap();
+    bus.start(&nobody, None).unwrap();
     publish(&bus, "1").await;
     assert!(!bus.drain(Duration::from_millis(200)).await);
     let stats = bus.stats();
@@ -250,7 +274,7 @@ async fn an_endpoint_that_is_down_is_tried_slowly_and_served_at_once_when_it_is_
     let restless = Subscription { max_backoff: Duration::from_millis(20), ..subscription("s") };
     let bus = open(&path, vec![restless]);
     bus.publisher("t").publish((0..500).map(|n| message(&n.to_string())).collect()).await;
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     assert!(!bus.drain(Duration::from_secs(1)).await);
     let tried = endpoint.pushes_to("s").len();
     assert!(tried <= 100 + 16 + 50, "{tried}: what was on its way, and one in 20 ms");
@@ -268,7 +292,7 @@ async fn after_the_last_attempt_a_copy_is_on_the_dead_letter_topic() {
     .await;
     let source = Subscription { max_attempts: 3, dead_letter_topic: Some("dead".into()), ..subscription("s") };
     let bus = open(&path, vec![source, Subscription { topic: "dead".into(), ..subscription("d") }]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let id = publish(&bus, "1").await;
     assert!(bus.drain(LONG).await);
     assert_eq!(endpoint.pushes_to("s").len(), 3);
@@ -295,7 +319,7 @@ async fn two_subscriptions_get_a_copy_each_and_do_not_wait_for_each_other() {
     .await;
     let stuck = Subscription { max_outstanding: 7, ..subscription("stuck") };
     let bus = open(&path, vec![stuck, subscription("quick")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let messages = (0..100).map(|n| message(&n.to_string())).collect();
     let ids: Vec<_> = bus.publisher("t").publish(messages).await.into_iter().map(Result::unwrap).collect();
     until("the quick one is empty", || bus.stats().subscriptions[1].oldest_published_at.is_none()).await;
@@ -315,7 +339,7 @@ async fn an_answer_after_the_deadline_does_not_count() {
     })
     .await;
     let bus = open(&path, vec![Subscription { ack_deadline: Duration::from_millis(300), ..subscription("s") }]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     publish(&bus, "1").await;
     assert!(bus.drain(LONG).await);
     assert_eq!(endpoint.pushes_to("s").len(), 2);
@@ -326,7 +350,7 @@ async fn a_burst_is_answered_delivered_and_shares_its_commits() {
     let (_folder, path) = file();
     let endpoint = Endpoint::acknowledging().await;
     let bus = open(&path, vec![subscription("s")]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     let publishers = (0..50).map(|publisher| {
         let bus = bus.clone();
         tokio::spawn(async move {
@@ -374,7 +398,7 @@ async fn stop_waits_for_pushes_on_their_way_and_begins_no_other() {
     let (_folder, path) = file();
     let endpoint = Endpoint::answering(|_, _, _| (StatusCode::NO_CONTENT, Duration::from_millis(300))).await;
     let bus = open(&path, vec![Subscription { max_outstanding: 1, ..subscription("s") }]);
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     publish(&bus, "1").await;
     publish(&bus, "2").await;
     until("the first push", || endpoint.pushes_to("s").len() == 1).await;
@@ -451,7 +475,7 @@ async fn a_full_disk_fails_the_publishes_of_that_time_and_nothing_else() {
     let trouble = Arc::new(AtomicU8::new(NONE));
     let bus = open_on_disk(path, trouble.clone());
     let endpoint = Endpoint::answering(|_, _, _| (StatusCode::NO_CONTENT, Duration::from_millis(100))).await;
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     publish(&bus, "before").await;
     until("the first push", || !endpoint.pushes_to("s").is_empty()).await;
     trouble.store(FULL, Ordering::SeqCst);
@@ -479,7 +503,7 @@ async fn a_commit_of_unknown_outcome_is_an_error_and_disturbs_nothing() {
     trouble.store(NONE, Ordering::SeqCst);
     // Not by a publish: the writer tries again on its own.
     let endpoint = Endpoint::acknowledging().await;
-    bus.start(&endpoint.url).unwrap();
+    bus.start(&endpoint.url, None).unwrap();
     assert!(bus.drain(LONG).await);
     let after = publish(&bus, "after").await;
     assert!(bus.drain(LONG).await);

@@ -10,9 +10,9 @@
 
 use std::borrow::Cow;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -163,6 +163,8 @@ impl Writer {
             tracing::info!("the bus can write again");
         }
         let failed_before = mem::replace(&mut self.failing, written.is_err());
+        *self.broker.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+            written.as_ref().err().map(|error| format!("the bus cannot write: {error:#}"));
         self.publish_bytes = 0;
         let publishes = mem::take(&mut self.publishes);
         match written {
@@ -235,6 +237,8 @@ impl Writer {
             transaction.open_table(RESERVED_IDS)?.insert("", changes.reserved)?;
         }
         transaction.commit()?;
+        // A file that was removed meanwhile keeps nothing.
+        self.broker.store.verify()?;
         Ok(changes)
     }
 

@@ -2,11 +2,13 @@
 //! a Delta Lake folder as warehouse.
 
 pub mod dead_letters;
+mod descriptors;
 mod latency;
 mod report;
 mod site;
 mod trace;
 mod traffic;
+mod trust;
 mod visits;
 
 use std::net::SocketAddr;
@@ -14,27 +16,32 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use batcher::Batcher;
 use enricher::Enricher;
 use object_store::local::LocalFileSystem;
 use publisher::{ClientAddress, StreamTypes};
-use shared::bucket::Location;
+use serde_json::json;
+use shared::bucket::{Folder, Location};
 use shared::clock::{Clock, SECOND};
 use shared::enrich::address::Anonymise;
 use shared::enrich::{Source, Tables, Warm, geo};
 use shared::metrics::Metrics;
 use shared::publish::{MAX_EVENT_BYTES, Publisher};
 use shared::schema::{Registry, Schemas};
+use shared::serve::{self, Limits};
 use shared::settings::Settings;
 use shared::sink::Sink;
-use shared::sink::delta::{DeltaSink, Warehouse};
+use shared::sink::delta::{DeltaError, DeltaSink, Warehouse};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::bus::{Bus, Config as BusConfig, Subscription};
 use crate::commands::{backfill, generate};
@@ -44,6 +51,7 @@ use crate::error::Failure;
 use dead_letters::DeadLetters;
 use report::Report;
 use trace::{TracedSink, TracedTopic, Traces};
+use trust::Trust;
 
 /// Where `contextflow dev` is unless something else is said.
 pub const ADDRESS: &str = "http://127.0.0.1:8080";
@@ -51,12 +59,16 @@ pub const ADDRESS: &str = "http://127.0.0.1:8080";
 pub const BUS_FILE: &str = "bus.redb";
 /// The subscription whose rows go into the archive.
 pub const ARCHIVE: &str = "clickstream-archive-sub";
+/// Its pushes at once: each waits for its window of ten seconds to close.
+const ARCHIVE_PUSHES: usize = 1_000;
 /// How old a lookup may be before its source is looked at again.
 const LOOKUP_AGE_SECONDS: i64 = 5;
 /// How old the schemas may be before their folder is looked at again.
 const SCHEMA_AGE_SECONDS: i64 = 5;
 /// How long the end may take: what is on its way lands, the rest stays on the bus for the next start.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long requests may take then.
+const END: Duration = Duration::from_secs(1);
 
 const RAW: &str = "clickstream-raw-topic";
 const ENRICHED: &str = "clickstream-enriched-topic";
@@ -86,6 +98,12 @@ pub struct Args {
     /// What becomes of client addresses: off, truncate or drop
     #[arg(long, env = "IP_ANONYMISE", default_value = "off", value_name = "POLICY")]
     ip_anonymise: Anonymise,
+    /// A further name that the pipeline is reached by, as through a tunnel; may be given more than once
+    #[arg(long = "allow-host", value_name = "HOST[:PORT]")]
+    allow_hosts: Vec<String>,
+    /// The token of the bus's pushes in place of a random one, for tests that push themselves
+    #[arg(long, env = "PUSH_TOKEN", hide = true, hide_env_values = true)]
+    push_token: Option<String>,
 }
 
 /// Runs the command until Ctrl-C or SIGTERM.
@@ -100,17 +118,28 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let registry = Arc::new(crate::commands::registry(args.schemas.as_deref())?);
     let clock = Clock::system();
     let lookups = lookups(args.geo.as_deref(), &clock).await?;
-    let listener = listen(args.port).await?;
+    let limits = Limits::read(&Settings::from_env()).map_err(Failure::usage)?;
+    let pushes = descriptors::pushes(serve::descriptors());
+    let (listener, push_listener) = (listen(args.port).await?, listen(0).await?);
     let address = listener.local_addr().map_err(Failure::work)?;
+    let push_address = push_listener.local_addr().map_err(Failure::work)?;
     let tables = lookups.tables().await;
     let schemas = Arc::new(schemas(args.schemas.as_deref(), &registry, &clock)?);
     let pipeline = Pipeline::open(folder, &registry, &schemas, lookups, tables, args.ip_anonymise, &clock)?;
+    let token = args.push_token.unwrap_or_else(|| Uuid::new_v4().to_string());
 
     let stop = CancellationToken::new();
-    let server = axum::serve(listener, pipeline.router().into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
-    pipeline.bus.start(&format!("http://{address}")).map_err(Failure::work)?;
+    let serve = |listener, router, limits| {
+        let ended = stop.clone().cancelled_owned();
+        tokio::spawn(async move { serve::serve(listener, router, limits, ended, END).await })
+    };
+    let functions = pipeline.functions(&token);
+    // Pushes have a listener of their own, which clients cannot keep them from.
+    let push_server = serve(push_listener, functions.clone(), Limits { connections: pushes, ..limits });
+    let trust = Arc::new(Trust::new(address.port(), &args.allow_hosts));
+    let router = pipeline.router().merge(functions).layer(middleware::from_fn_with_state(trust, trust::guard));
+    let server = serve(listener, router, limits);
+    pipeline.bus.start(&format!("http://{push_address}"), Some(&token)).map_err(Failure::work)?;
     eprintln!("contextflow is on http://{address} with its data in {}; Ctrl-C ends it", folder.display());
     let generator =
         args.rate.map(|rate| tokio::spawn(generate::endless(format!("http://{address}"), rate, stop.clone())));
@@ -122,7 +151,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     pipeline.end().await;
     stop.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    let _ = tokio::join!(server, push_server);
     eprintln!("{}", pipeline.summary().await);
     Ok(())
 }
@@ -189,29 +218,36 @@ impl Pipeline {
         anonymise: Anonymise,
         clock: &Clock,
     ) -> Result<Self, Failure> {
-        let fault = |what: &str, error: &dyn std::fmt::Display| {
+        let unwritable = |what: &str, error: &dyn std::fmt::Display| {
             Failure::usage(format!(
                 "{what} in {}: {error}; give a folder that can be written with --data-dir",
                 folder.display()
             ))
         };
         let bucket_folder = folder.join("bucket");
-        std::fs::create_dir_all(&bucket_folder).map_err(|error| fault("failed to make the data folder", &error))?;
-        let store = LocalFileSystem::new_with_prefix(&bucket_folder)
-            .map_err(|error| fault("failed to open the bucket", &error))?;
+        let store = Folder::open(&bucket_folder).map_err(|error| unwritable("failed to open the bucket", &error))?;
         let bucket_uri = format!("file://{}", std::fs::canonicalize(&bucket_folder).unwrap_or(bucket_folder).display());
         let bucket = Location { store: Arc::new(store), path: object_store::path::Path::default(), uri: bucket_uri };
-        let bus = Bus::open(&folder.join(BUS_FILE), clock.clone(), topology())
-            .map_err(|error| fault("failed to open the bus", &error))?;
+        let mut topology = topology();
+        descriptors::fit(&mut topology, descriptors::pushes(serve::descriptors()));
+        let mut batching = batcher::Config::default();
+        if let Some(archive) = topology.subscriptions.iter().find(|subscription| subscription.name == ARCHIVE) {
+            let wait = batching.archive.wait;
+            batching.archive.wait = descriptors::archive_wait(wait, ARCHIVE_PUSHES, archive.max_outstanding);
+        }
+        let bus = Bus::open(&folder.join(BUS_FILE), clock.clone(), topology)
+            .map_err(|error| Failure::usage(format!("failed to open the bus: {error:#}")))?;
         let warehouse_folder = folder.join("warehouse");
-        let writer = DeltaSink::open(&warehouse_folder, clock.clone())
-            .map_err(|error| fault("failed to open the warehouse", &error))?;
+        let writer = DeltaSink::open(&warehouse_folder, clock.clone()).map_err(|error| match error {
+            DeltaError::Io { .. } => unwritable("failed to open the warehouse", &error),
+            _ => Failure::usage(format!("failed to open the warehouse: {error}")),
+        })?;
         let writer = Arc::new(writer);
         let mut history = backfill::history(folder, Arc::clone(registry), tables, anonymise, clock.clone())?;
         backfill::into_delta(&mut history, &writer);
         let tables: Arc<dyn Sink> = writer;
         let warehouse = Warehouse::open(&warehouse_folder, registry)
-            .map_err(|error| fault("failed to open the warehouse", &error))?;
+            .map_err(|error| unwritable("failed to open the warehouse", &error))?;
         let warehouse = Arc::new(warehouse);
 
         let traces = Arc::new(Traces::new(clock.clone()));
@@ -247,7 +283,7 @@ impl Pipeline {
             clock: clock.clone(),
             metrics: Arc::new(Metrics::new(clock.clone())),
         };
-        let batcher = Batcher::new(batcher_deps, &batcher::Config::default());
+        let batcher = Batcher::new(batcher_deps, &batching);
         let back = |name: &str| Topic { name: name.to_string(), publisher: topic(name) };
         let local = Local { warehouse: Arc::clone(&warehouse), bucket: folder.join("bucket") };
         let dead_letters = DeadLetters {
@@ -276,13 +312,20 @@ impl Pipeline {
         Router::new()
             .merge(publisher::router(Arc::clone(&self.publisher)))
             .layer(middleware::from_fn(client_address))
-            .nest("/enricher", enricher::router(Arc::clone(&self.enricher)))
-            .nest("/batcher", batcher::router(Arc::clone(&self.batcher)))
+            .route("/ready", get(ready).with_state((self.bus.clone(), Arc::clone(&self.batcher))))
             .merge(report::router(Arc::clone(&self.report)))
             .merge(trace::router(Arc::clone(&self.traces)))
             .merge(dead_letters::router(Arc::clone(&self.dead_letters)))
             .merge(visits::router(Arc::clone(&self.warehouse)))
             .merge(site::router())
+    }
+
+    /// The functions that the bus pushes to, for pushes with its token alone.
+    fn functions(&self, token: &str) -> Router {
+        Router::new()
+            .nest("/enricher", enricher::router(Arc::clone(&self.enricher)))
+            .nest("/batcher", batcher::router(Arc::clone(&self.batcher)))
+            .layer(middleware::from_fn_with_state(Arc::from(token), trust::push_guard))
     }
 
     /// Lets what is on its way land, for a bounded time.
@@ -309,12 +352,25 @@ pub fn topology() -> BusConfig {
     let subscriptions = vec![
         push("clickstream-raw-sub", RAW, "/enricher", 256),
         push("clickstream-enriched-sub", ENRICHED, "/batcher", 256),
-        // The archive answers once a window of ten seconds has closed.
-        push(ARCHIVE, ENRICHED, "/batcher/archive", 1_000),
+        push(ARCHIVE, ENRICHED, "/batcher/archive", ARCHIVE_PUSHES),
         push("clickstream-dead-letter-sub", DEAD_LETTER, "/batcher/dead-letter", 256),
     ];
     let topics = [RAW, ENRICHED, DEAD_LETTER].map(str::to_string).to_vec();
     BusConfig { topics, subscriptions, ..BusConfig::default() }
+}
+
+/// `GET /ready`: whether events can be stored, on the bus and where they land.
+async fn ready(State((bus, batcher)): State<(Bus, Arc<Batcher>)>) -> Response {
+    let ready = match bus.ready() {
+        Ok(()) => batcher.ready().await,
+        error => error,
+    };
+    match ready {
+        Ok(()) => Json(json!({"status": "ready"})).into_response(),
+        Err(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not ready", "reason": reason}))).into_response()
+        }
+    }
 }
 
 /// Hands the socket's address on as the client's.
