@@ -71,7 +71,9 @@ pub(super) fn explain(error: DatabaseError, path: &Path) -> anyhow::Error {
             "{path} is in use: another `contextflow dev` runs on this data folder; stop it, or give another folder with \
              --data-dir"
         ),
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
+        DatabaseError::Storage(StorageError::Io(error))
+            if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
             anyhow!("{path}: {error}; give a folder that can be written with --data-dir")
         }
         error => anyhow!(
