@@ -132,7 +132,7 @@ async fn a_table_that_refuses_every_row_makes_no_dead_letters_for_ten_minutes() 
         let server = StorageWrite::start().await;
         let clock = Clock::manual(NOW);
         let sink = BigQuerySink::with(&settings(&server), None, QUICK, clock.clone()).unwrap();
-        server.then([Act::Refuse(Code::InvalidArgument); 3_000]);
+        server.then(vec![Act::Refuse(Code::InvalidArgument); 3_000]);
         let words = format!(
             "{}: BigQuery takes no row: told to refuse; see `contextflow schema diff`",
             clicks().table.full_name()

@@ -230,12 +230,17 @@ impl<'e> Enrichment<'e> {
                     continue;
                 }
             };
-            let decoded = isolated(|| decode_event(plan, line, self.now, &mut row));
+            let decoded = isolated(|| {
+                decode_event(plan, line, self.now, &mut row)?;
+                let undated = self.undated(plan, index, line, &row);
+                if undated.is_none() {
+                    self.complete(plan, &identity, &mut row);
+                }
+                Ok(undated)
+            });
             match decoded.unwrap_or_else(|problem| Err(Reason::from(&problem))) {
-                Ok(()) => match self.undated(plan, index, line, &row) {
-                    Some(event) => undated.push(event),
-                    None => self.add(plan, &identity, &mut row, parts),
-                },
+                Ok(Some(event)) => undated.push(event),
+                Ok(None) => self.append(plan, &row, parts),
                 Err(reason) => {
                     let given = plan.system.and_then(|system| row.text(system.event_id));
                     let given = given.filter(|id| event::is_event_id(id)).map(str::to_string);
@@ -263,16 +268,20 @@ impl<'e> Enrichment<'e> {
                 row.set(partition.column, Value::Timestamp(time));
                 let number = number.to_string();
                 let identity = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
-                self.add(plan, &identity, &mut row, parts);
+                self.complete(plan, &identity, &mut row);
+                self.append(plan, &row, parts);
             }
         }
     }
 
-    /// Adds the row of a decoded event.
-    fn add(&self, plan: &Arc<Plan>, identity: &[&[u8]], row: &mut Row<'e>, parts: &mut Parts) {
+    /// Makes a decoded event the row that it becomes.
+    fn complete(&self, plan: &Plan, identity: &[&[u8]], row: &mut Row<'e>) {
         self.tables.enrich(plan, row);
         anonymise_row(self.config.anonymise, plan, row);
         set_system_columns(plan, self.received_at(), identity, row);
+    }
+
+    fn append(&self, plan: &Arc<Plan>, row: &Row<'_>, parts: &mut Parts) {
         let of_type = parts.entry(plan.event_type.clone()).or_default();
         append(of_type, plan, row, self.config.pack.rows, self.config.pack.bytes);
     }

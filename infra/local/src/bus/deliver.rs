@@ -335,7 +335,7 @@ mod tests {
             let mut deliverer = Deliverer::new(broker.clone(), commands, index, client(None).unwrap(), url.clone());
             let subscription = &queue.subscription;
             let (mut now, mut attempts): (Micros, u32) = (0, 0);
-            let mut answer = |deliverer: &mut Deliverer, attempts, acked| {
+            let answer = |deliverer: &mut Deliverer, attempts, acked| {
                 queue.outstanding.fetch_add(1, Ordering::Relaxed);
                 deliverer.settle(Ok(Delivery { id: 1, attempts, bytes: 0, acked }));
             };
