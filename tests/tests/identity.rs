@@ -172,7 +172,7 @@ impl World {
     async fn count(&self, table: &str) -> usize {
         let warehouse = Warehouse::open(self.folder.path(), &built_in()).unwrap();
         let rows = warehouse.sql(&format!("SELECT event_id FROM {table}")).await.unwrap();
-        rows.iter().map(|batch| batch.num_rows()).sum()
+        rows.iter().fold(0, |count, batch| count + batch.num_rows())
     }
 }
 

@@ -45,12 +45,13 @@ impl Drop for Claimed {
 
 /// The rows of one table that wait to be appended together.
 type TableWindow = Window<(), Claimed, Vec<Outcome>>;
+/// Windows by event type, each with the plan that it appends by.
+type Windows = HashMap<String, (Arc<Plan>, Arc<TableWindow>)>;
 
 /// The way into the warehouse: each table gathers for itself, so that one that is slow holds up no other.
 pub struct Tables {
     recent: Arc<Recent>,
-    /// By event type, each with the plan that it appends by.
-    windows: Mutex<HashMap<String, (Arc<Plan>, Arc<TableWindow>)>>,
+    windows: Mutex<Windows>,
     limits: Limits,
     sink: Arc<dyn Sink>,
     clock: Clock,

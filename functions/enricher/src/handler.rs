@@ -339,15 +339,8 @@ impl<'e> Enrichment<'e> {
         reason: Reason,
         line: &[u8],
     ) -> DeadLetter {
-        let derived;
-        let event_id = match event_id {
-            Some(id) => id,
-            None => {
-                derived = event::derived_id(identity);
-                &derived
-            }
-        };
-        let origin = self.origin(event_type, Some(event_id), identity);
+        let event_id = event_id.map_or_else(|| event::derived_id(identity), str::to_string);
+        let origin = self.origin(event_type, Some(&event_id), identity);
         let raw = anonymise_event(self.config.anonymise, |key| self.registry.is_address_key(key), line);
         DeadLetter::new(&origin, reason, raw.as_deref().unwrap_or(line))
     }

@@ -114,7 +114,7 @@ fn limits(settings: &Settings) -> Result<(Limits, String), SettingError> {
 fn detach(settings: &Settings) -> Result<Detach, SettingError> {
     let name = "DETACH_AFTER";
     let text = settings.text(name, DETACH_AFTER);
-    let after = text.parse::<SignedDuration>().ok().filter(|after| after.is_positive());
+    let after = text.parse::<SignedDuration>().ok().filter(SignedDuration::is_positive);
     let after = after.and_then(|after| Micros::try_from(after.as_micros()).ok());
     let after = after.ok_or_else(|| fault(name, format!("`{text}`: give a time such as 6h or 90m")))?;
     match settings.text("DETACH", "never") {

@@ -212,7 +212,9 @@ mod tests {
         fn release(&mut self) {
             self.state.active.clear();
             let actions = &mut self.state.interval.as_mut().unwrap().actions;
-            actions.values_mut().for_each(|record| record.status = Status::Released);
+            for record in actions.values_mut() {
+                record.status = Status::Released;
+            }
         }
 
         /// In November's interval.

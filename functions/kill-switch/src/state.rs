@@ -273,6 +273,7 @@ mod optional_text {
     #[derive(Deserialize)]
     struct Text(#[serde(with = "super::text")] Micros);
 
+    #[expect(clippy::ref_option, reason = "the form that serde calls")]
     pub(super) fn serialize<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => super::text::serialize(time, serializer),

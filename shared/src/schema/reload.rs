@@ -67,7 +67,7 @@ impl Schemas {
                 let source = bucket::open_for_requests(uri, settings).map_err(|error| fault(name, error))?;
                 Self::load(source, clock.clone(), max_age).await
             }
-            None => Registry::built_in().map(|registry| Self::fixed(registry)),
+            None => Registry::built_in().map(Self::fixed),
         };
         schemas.map_err(|error| fault(name, error))
     }
