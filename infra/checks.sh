@@ -30,12 +30,14 @@ names_given() {
 }
 
 variables_after() { # FILE
+    # shellcheck disable=SC2016 # expanded by the other shell
     env -i PATH="$PATH" bash -c '. "$1" >/dev/null; compgen -v' _ "$1" | sort
 }
 
 # A name that is misspelt would do nothing, and say nothing.
 check_names() {
     local name known
+    # shellcheck disable=SC2086 # a name a word
     known=$(printf '%s\n' $DEPLOYMENT_SETTINGS "${!FUNCTIONS_OF[@]}")
     for name in $(names_given); do
         grep -qxF "$name" <<<"$known" ||

@@ -49,6 +49,7 @@ up() {
         settings_of publisher
     } | LC_ALL=C sort)
     # No value has a quote or a backslash.
+    # shellcheck disable=SC2001 # of every line
     environment=$(sed 's/\([^=]*\)=\(.*\)/"\1":"\2"/' <<<"$variables" | paste -sd ,)
     # Without the three lines that Lambda would write for every request.
     logging=LogFormat=JSON,ApplicationLogLevel=INFO,SystemLogLevel=WARN,LogGroup=$LOG_GROUP
