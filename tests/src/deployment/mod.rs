@@ -318,7 +318,7 @@ pub fn settings(changed: &[(&str, &str)]) -> String {
         ("ALERT_EMAIL", "alerts@example.com"),
         ("MONTHLY_LIMIT", "100 USD"),
         ("DAILY_LIMIT", "20 USD"),
-        ("AWS_DAILY_LIMIT", "5 USD"),
+        ("AWS_DAILY_LIMIT", "20 USD"),
         ("BRAKE_AT", "80"),
         ("STOP_AT", "100"),
         ("DETACH_AT", "120"),

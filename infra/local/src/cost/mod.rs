@@ -118,7 +118,7 @@ struct Weights {
     between_regions: f64,
     /// Objects that an archive window is written as.
     objects: f64,
-    /// Objects that the enricher writes for an event.
+    /// Objects that the enricher writes for a request.
     marks: f64,
     /// How long the Lambda takes, in seconds.
     lambda_seconds: f64,
@@ -219,7 +219,7 @@ impl Bill {
         let [rows, letters] = [good * events * weights.row, bad * events * weights.letter];
         let archived =
             objects(archive * weights.objects, window, rows) + objects(letter_archive, letter_window, letters);
-        lines.one("archive_writes", archived + weights.marks * events, false)?;
+        lines.one("archive_writes", archived + weights.marks * requests, false)?;
         lines.one("archive_storage", (rows + letters) * assumed("archive_ratio")?, false)?;
 
         let cpu = load.rps / assumed("dataflow_events_a_cpu_second")? / share;

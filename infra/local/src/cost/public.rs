@@ -114,11 +114,11 @@ fn dearest(events: u32, prices: &PriceTable) -> Result<Request, String> {
         let written = quantity("M", "archive objects") * object.per / requests;
         let enricher = weights.messages * assumed("enricher_seconds")?;
         let cpu = load.batch * weights.cpu_seconds.iter().sum::<f64>() / assumed("instance_share")?;
-        let marks = load.batch * weights.marks;
         let full = load.batch * ((1.0 - load.bad) * weights.row + load.bad * weights.letter) / MAX_OBJECT_BYTES;
         let rest = bill.total.list / requests - held * instance - objects(written);
-        dearest.usd = dearest.usd.max(rest + (enricher + cpu) * instance + objects(marks + full));
-        dearest.shared_usd = dearest.shared_usd.max((held - enricher).max(0.0) * instance + objects(written - marks));
+        dearest.usd = dearest.usd.max(rest + (enricher + cpu) * instance + objects(weights.marks + full));
+        dearest.shared_usd =
+            dearest.shared_usd.max((held - enricher).max(0.0) * instance + objects(written - weights.marks));
     }
     Ok(dearest)
 }
@@ -137,6 +137,7 @@ fn loads(events: u32, body_bytes: u32) -> impl Iterator<Item = Load> {
 fn weights(load: &Load, prices: &PriceTable) -> Result<Weights, String> {
     let assumed = |name: &str| prices.assumed(name);
     let ordinary = Weights::ordinary(load, prices)?;
+    let messages = assumed("public_messages")?.min(load.batch);
     let raw = load.event_bytes + assumed("public_added_bytes")?;
     let row = raw * assumed("public_growth")? + assumed("row_bytes")?;
     // CPU was measured with events of 250 bytes.
@@ -149,10 +150,10 @@ fn weights(load: &Load, prices: &PriceTable) -> Result<Weights, String> {
         table_row: row,
         letter: raw * assumed("public_growth")? + assumed("dead_letter_bytes")? + assumed("public_detail_bytes")?,
         egress: assumed("public_egress_bytes")? + answer,
-        messages: assumed("public_messages")?.min(load.batch),
+        messages,
         between_regions: 1.0,
         objects: assumed("public_minutes")?.min(load.batch),
-        marks: assumed("public_marks")?,
+        marks: (assumed("public_marks")? * messages).min(load.batch),
         lambda_seconds: assumed("public_lambda_seconds")?,
         cpu_seconds: ordinary.cpu_seconds.map(|seconds| seconds * cpu),
     })
