@@ -40,6 +40,8 @@ check_names() {
     # shellcheck disable=SC2086 # a name a word
     known=$(printf '%s\n' $DEPLOYMENT_SETTINGS "${!FUNCTIONS_OF[@]}")
     for name in $(names_given); do
+        # Of the clouds' own command lines.
+        [[ $name != @(AWS|CLOUDSDK)_* || $name = AWS_DAILY_LIMIT || $name = AWS_ACCOUNT ]] || continue
         grep -qxF "$name" <<<"$known" ||
             problem "$SETTINGS: $name: there is no such setting; infra/settings.example.env and infra/function-settings.sh have them all"
     done
@@ -52,7 +54,7 @@ check_function_settings() {
         [ -n "${!name:-}" ] || continue
         case $name in
             *_MS | *_BYTES | *_ROWS | *_IDS | *_IN_FLIGHT | *_REQUESTS) setting "$name" '[0-9]+' "a whole number" ;;
-            DETACH_AFTER) setting "$name" '[0-9]+(h|m)' "hours or minutes: 6h, 90m" ;;
+            DETACH_AFTER) setting "$name" '[1-9][0-9]*(h|m)' "hours or minutes: 6h, 90m" ;;
             IP_ANONYMISE) setting "$name" 'off|truncate|drop' "off, truncate or drop" ;;
             SYNTHETIC_EVENTS) setting "$name" 'on|off' "on or off" ;;
             *) setting "$name" '[^|"\\[:cntrl:]]+' "a text without | \" \\" ;;

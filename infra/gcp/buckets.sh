@@ -71,7 +71,7 @@ access() { # grant|revoke
     "$1" "$(member enricher)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
     "$1" "$(member backfill)" roles/storage.objectViewer "resource.name == \"$own/objects/${geo:-${GEO#gs://*/}}\"" storage buckets @ "gs://$OWN_BUCKET"
     schemas=$(object_at "$(value_of SCHEMAS_URI)")
-    for name in ${schemas:+publisher enricher batcher backfill}; do
+    for name in ${schemas:+enricher batcher backfill}; do
         "$1" "$(member "$name")" roles/storage.objectViewer "resource.name == \"$own\" || resource.name.startsWith(\"$own/objects/${schemas%/}/\")" storage buckets @ "gs://$OWN_BUCKET"
     done
     "$1" "$(member enricher)" roles/storage.objectCreator "resource.name.startsWith(\"$events/objects/archive/dead-letter/raw/\")" storage buckets @ "gs://$EVENTS_BUCKET"

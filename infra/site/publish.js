@@ -46,11 +46,15 @@ export function startPublish({ publisher, setConnection, onAccepted }) {
   say('No event yet: press the button.');
 }
 
-/** POST without body or content type: the publisher makes the event, and a cross-origin browser needs no preflight. */
+/**
+ * Sends a click on this page, as text, since a cross-origin browser needs no preflight for that. The page of `contextflow
+ * dev` sends nothing: its publisher makes a synthetic event, of a visitor whose address has a place.
+ */
 async function publish(publisher) {
+  const event = publisher ? clickEvent() : null;
   let response;
   try {
-    response = await fetch(`${publisher}/publish`, { method: 'POST', signal: AbortSignal.timeout(GIVE_UP_MS) });
+    response = await fetch(`${publisher}/publish`, { method: 'POST', body: event, signal: AbortSignal.timeout(GIVE_UP_MS) });
   } catch {
     return { reachable: false, error: 'The publisher is not reachable. Is the pipeline running?' };
   }
@@ -69,6 +73,15 @@ async function publish(publisher) {
     error: `Not published (${response.status}): ${visible(reason)}`,
     retryAfter: Math.min(Number(response.headers.get('retry-after')) || 0, LONGEST_WAIT_S),
   };
+}
+
+function clickEvent() {
+  return JSON.stringify({
+    event_id: crypto.randomUUID(),
+    event_name: 'click',
+    event_timestamp: new Date().toISOString(),
+    page_url: location.href,
+  });
 }
 
 function showAnswer({ eventId, error, problems = [] }) {

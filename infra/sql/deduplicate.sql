@@ -1,5 +1,5 @@
 -- Removes exact copies of events from closed partitions, each night: rows of a streaming table with the same event time,
--- event_id and fingerprint. The first received stays, so v_<table> shows what it showed before. Conflicts (one event_id,
+-- event_id and fingerprint. The first received stays, as in v_<table>. Conflicts (one event_id,
 -- different content) stay, and so do rows without a time or without a fingerprint.
 --
 -- A day is closed when it ended over a day ago and nothing of it was loaded in the last hour: BigQuery changes no row that was

@@ -23,9 +23,16 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Makes the names that lead from `root` to the folder `path` outlive a crash, whoever created them.
+/// Makes the names that lead from `root` to the folder `path` outlive a crash, whoever created them. Those above a
+/// folder that this process may not read are taken to be on disk.
 pub fn sync_folders(root: &Path, path: &Path) -> io::Result<()> {
-    path.ancestors().take_while(|folder| folder.starts_with(root)).try_for_each(sync_folder)
+    for folder in path.ancestors().take_while(|folder| folder.starts_with(root)) {
+        match sync_folder(folder) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && folder != path => break,
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 /// Creates a folder and its missing parents.

@@ -22,7 +22,8 @@ use crate::telemetry::{current_trace, traced};
 
 /// The largest body of a push, in bytes: Pub/Sub's largest message (10 MB) in base64 with its envelope.
 pub const MAX_BODY: usize = 16 << 20;
-/// Lines of one message. Ours have 500 at most; each of another's may become a dead letter of its own, held until all are told.
+/// Lines of one message. Ours have 500 at most. Each bad line of a foreign message becomes a dead letter, which stays in memory
+/// until all lines are read.
 pub const MAX_LINES: usize = 10_000;
 
 /// What a push is answered with.

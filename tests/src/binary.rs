@@ -95,7 +95,9 @@ impl Dev {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).build().expect("a client");
+        // A connection that is kept may be closed in the moment in which it is used again.
+        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0);
+        let client = client.build().expect("a client");
         let mut dev = Self { child: spawn(command, port, folder.path(), &arguments), port, folder, arguments, client };
         dev.wait_until_up();
         dev

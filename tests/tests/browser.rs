@@ -101,6 +101,30 @@ fn the_button_shows_its_event_arriving() {
     });
 }
 
+/// A deployed publisher makes no events of its own.
+#[test]
+fn the_button_of_a_hosted_page_sends_its_own_click() {
+    let Some(driver) = Driver::start() else { return };
+    let dev = Dev::start(&[]);
+    on_runtime(async {
+        let client = driver.browser().await;
+        client.goto(&dev.url("/")).await.unwrap();
+        // A copy of the button hears only the second call.
+        let as_hosted = "const button = document.getElementById('publish'); button.replaceWith(button.cloneNode(true)); \
+            return import('/publish.js').then(({ startPublish }) => \
+            startPublish({ publisher: location.origin, setConnection() {}, onAccepted() {} }))";
+        client.execute(as_hosted, vec![]).await.unwrap();
+        client.find(Locator::Css("button")).await.unwrap().click().await.unwrap();
+        wait_for(&client, "return /landed/i.test(document.getElementById('outcome').innerText)").await;
+        let count = format!(
+            "SELECT count(*) AS n FROM clickstream_events WHERE event_name = 'click' AND page_url = '{}'",
+            dev.url("/")
+        );
+        tokio::task::block_in_place(|| dev.wait_for(&count, |rows| rows == [json!({"n": 1})]));
+        client.close().await.unwrap();
+    });
+}
+
 #[test]
 fn hostile_text_is_shown_as_text() {
     let Some(driver) = Driver::start() else { return };

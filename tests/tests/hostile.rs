@@ -121,9 +121,9 @@ async fn an_event_that_is_too_large_costs_no_other_one() {
 }
 
 #[tokio::test]
-async fn events_at_their_limit_are_rows_with_all_that_is_added() {
+async fn an_event_at_its_limit_is_a_row_and_beyond_it_a_dead_letter() {
     let (publisher, enricher) = (PublisherFixture::start(), EnricherFixture::start().await);
-    let frame = r#"{"page_url":""}"#;
+    let frame = r#"{"event_id":"e","event_timestamp":"2026-10-20T00:15:00Z","page_url":""}"#;
     for (size, rows) in [(256 * KIB, 1), (256 * KIB + 1, 0)] {
         let event = frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(size - frame.len())));
         assert_eq!(event.len(), size);

@@ -278,13 +278,17 @@ impl Batcher {
     }
 }
 
-/// The schema of a pack that can be taken line by line.
+/// The schema of a pack that can be taken line by line. One of a later version of the schema has to wait until that is
+/// known here: a column that is not would be lost.
 fn plan_of<'r>(registry: &'r Registry, push: &Push) -> Result<&'r Arc<Plan>, NotStreamed> {
     let never = |problem: &Problem| NotStreamed::Never(Reason::from(problem));
     let Some(name) = push.attributes.get("event_type") else {
         return Err(never(&Problem::new(Code::UnknownType, "a pack of rows needs the attribute event_type")));
     };
     let plan = registry.named(name)?;
+    if push.attributes.get("schema_version").is_some_and(|version| plan.is_older_than(version)) {
+        return Err(NotStreamed::Newer(name.clone()));
+    }
     push.too_long().map_or(Ok(plan), |problem| Err(never(&problem)))
 }
 
@@ -301,7 +305,7 @@ fn memory(push: &Push, rows: &[Read], letters: &[DeadLetter]) -> usize {
 }
 
 fn unknown(event_type: &str) -> Answer {
-    Answer::TryAgain(format!("event type {event_type} is not known to this version"))
+    Answer::TryAgain(format!("event type {event_type}, or this version of its schema, is not known here"))
 }
 
 async fn submit(objects: &Objects, group: Group, lines: Lines) -> Result<(), String> {

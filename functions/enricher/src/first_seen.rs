@@ -48,9 +48,31 @@ impl<'p> Undated<'p> {
         received_at: Option<Micros>,
     ) -> Option<Self> {
         let event_id = row.text(plan.system?.event_id)?;
-        let Value::Timestamp(time) = *row.values.get(plan.table.partition?.column)? else { return None };
-        let is_filled_in = received_at == Some(time) && event::minted_at(event_id) != Some(time);
-        is_filled_in.then(|| Self { plan, number, line, event_id: event_id.to_string(), filled_in: time })
+        let filled_in = received_at.filter(|_| event::minted_at(event_id).is_none())?;
+        let value = row.values.get(plan.table.partition?.column)?;
+        let is_filled_in = *value == in_form_of(value, filled_in);
+        is_filled_in.then(|| Self { plan, number, line, event_id: event_id.to_string(), filled_in })
+    }
+
+    /// The id under which the event is sent again.
+    pub fn id(&self) -> &str {
+        &self.event_id
+    }
+
+    /// Gives its row another time.
+    pub fn set_time(&self, time: Micros, row: &mut Row<'_>) {
+        if let Some(value) = self.plan.table.partition.and_then(|partition| row.values.get_mut(partition.column)) {
+            *value = in_form_of(value, time);
+        }
+    }
+}
+
+/// A time as a value of the same type as another one.
+fn in_form_of(value: &Value<'_>, time: Micros) -> Value<'static> {
+    match value {
+        Value::Date(_) => i32::try_from(time.div_euclid(DAY)).map_or(Value::Null, Value::Date),
+        Value::DateTime(_) => Value::DateTime(time),
+        _ => Value::Timestamp(time),
     }
 }
 
@@ -99,7 +121,10 @@ async fn first_seen(store: Arc<dyn ObjectStore>, path: Path, now: Micros) -> obj
             None => mode = PutMode::Update(version),
         }
     }
-    Err(Error::Generic { store: "first-seen", source: "others change it all the time".into() })
+    Err(Error::Generic {
+        store: "first-seen",
+        source: format!("the record changed during each of {ATTEMPTS} attempts").into(),
+    })
 }
 
 #[cfg(test)]

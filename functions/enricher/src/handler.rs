@@ -50,7 +50,8 @@ pub struct Deps {
 pub struct Enricher {
     deps: Deps,
     config: Config,
-    packer: Window<String, Part, Result<(), PublishError>>,
+    /// By event type and version of its schema: a message holds rows of one.
+    packer: Window<(String, String), Part, Result<(), PublishError>>,
     dead_letters: DeadLetterPublisher,
 }
 
@@ -120,14 +121,17 @@ impl Enricher {
             now,
             remembers: self.deps.bucket.is_some(),
         };
-        let Enriched { mut parts, letters, undated } = work.run();
+        let Enriched { mut parts, mut letters, undated } = work.run();
         if let Err(reason) = claim_memory(push.data.len() + size(&parts, &letters)) {
             return Answer::TryAgain(reason);
         }
         if let Some(bucket) = self.deps.bucket.as_ref().filter(|_| !undated.is_empty()) {
             match first_seen::times(bucket, &undated).await {
-                Ok(times) => work.add_dated(undated.into_iter().zip(times), &mut parts),
+                Ok(times) => work.add_dated(undated.into_iter().zip(times), &mut parts, &mut letters),
                 Err(reason) => return Answer::TryAgain(reason),
+            }
+            if let Err(reason) = claim_memory(push.data.len() + size(&parts, &letters)) {
+                return Answer::TryAgain(reason);
             }
         }
         // Rows and dead letters hold all that is needed of it.
@@ -144,14 +148,12 @@ impl Enricher {
     }
 
     async fn submit(&self, part: Part) -> Result<(), String> {
-        let (key, rows, bytes) = (part.plan.event_type.clone(), part.rows, part.data.len() + 1);
+        let key = (part.plan.event_type.clone(), part.plan.version.clone());
+        let (rows, bytes) = (part.rows, part.data.len() + 1);
         let answer = self.packer.submit(key, rows, bytes, part).await;
         answer.map_err(|closed| closed.to_string())?.map_err(|error| error.to_string())
     }
 }
-
-/// What the publisher may add to an event, in bytes: the largest event there is one that is not too large here.
-const ADDED_BYTES: usize = 1 << 10;
 
 /// Bytes of rows and dead letters.
 fn size(parts: &Parts, letters: &[DeadLetter]) -> usize {
@@ -205,28 +207,15 @@ impl<'e> Enrichment<'e> {
                 Some(Err(name)) => Err((Some(name.clone()).filter(|name| event::is_event_type(name)), unknown_type())),
                 None => self.plan_of(line),
             };
+            let plan = plan.and_then(|plan| match self.check_length(line) {
+                Ok(()) => Ok(plan),
+                Err(reason) => Err((Some(plan.event_type.clone()), reason)),
+            });
             let plan = match plan {
-                Ok(plan) if line.len() <= self.config.max_event_bytes + ADDED_BYTES => plan,
-                Ok(plan) => {
-                    let detail = format!("{} bytes; an event has {} at most", line.len(), self.config.max_event_bytes);
-                    let reason = Reason { code: Code::TooLarge, detail };
-                    letters.push(self.letter(
-                        Some(&plan.event_type),
-                        given_id(line).as_deref(),
-                        &identity,
-                        reason,
-                        line,
-                    ));
-                    continue;
-                }
+                Ok(plan) => plan,
                 Err((event_type, reason)) => {
-                    letters.push(self.letter(
-                        event_type.as_deref(),
-                        given_id(line).as_deref(),
-                        &identity,
-                        reason,
-                        line,
-                    ));
+                    let given = given_id(line);
+                    letters.push(self.letter(event_type.as_deref(), given.as_deref(), &identity, reason, line));
                     continue;
                 }
             };
@@ -260,16 +249,28 @@ impl<'e> Enrichment<'e> {
     }
 
     /// Adds the rows of events whose time is known at last.
-    fn add_dated(&self, events: impl Iterator<Item = (Undated<'e>, Micros)>, parts: &mut Parts) {
+    fn add_dated(
+        &self,
+        events: impl Iterator<Item = (Undated<'e>, Micros)>,
+        parts: &mut Parts,
+        letters: &mut Vec<DeadLetter>,
+    ) {
         let mut row = Row::default();
-        for (Undated { plan, number, line, .. }, time) in events {
-            // It was decoded before, so it is good.
-            if let (Ok(()), Some(partition)) = (decode_event(plan, line, self.now, &mut row), plan.table.partition) {
-                row.set(partition.column, Value::Timestamp(time));
-                let number = number.to_string();
-                let identity = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
+        for (event, time) in events {
+            let Undated { plan, line, .. } = event;
+            let number = event.number.to_string();
+            let identity = [self.push.subscription.as_bytes(), self.push.message_id.as_bytes(), number.as_bytes()];
+            let completed = isolated(|| {
+                decode_event(plan, line, self.now, &mut row)?;
+                event.set_time(time, &mut row);
                 self.complete(plan, &identity, &mut row);
-                self.append(plan, &row, parts);
+                Ok(())
+            });
+            match completed.unwrap_or_else(|problem| Err(Reason::from(&problem))) {
+                Ok(()) => self.append(plan, &row, parts),
+                Err(reason) => {
+                    letters.push(self.letter(Some(&plan.event_type), Some(event.id()), &identity, reason, line))
+                }
             }
         }
     }
@@ -298,11 +299,9 @@ impl<'e> Enrichment<'e> {
 
     /// Whether events of the type may come in by this message.
     fn check_allowed(&self, plan: &Plan) -> Result<(), Reason> {
-        let (name, public) = PUBLIC;
-        let is_public = self.push.attributes.get(name).is_some_and(|ingest| ingest == public);
         match plan.ingest {
             Ingest::Public => Ok(()),
-            Ingest::Stream if !is_public => Ok(()),
+            Ingest::Stream if !self.is_public() => Ok(()),
             Ingest::Stream => {
                 let detail = "the type is not taken from a public publisher; publish it to the topic".into();
                 Err(Reason { code: Code::TypeNotAllowed, detail })
@@ -311,6 +310,20 @@ impl<'e> Enrichment<'e> {
                 Err(Reason { code: Code::TypeNotAllowed, detail: "this type does not come over a stream".into() })
             }
         }
+    }
+
+    /// Whether a public publisher passed the message on without knowing its types.
+    fn is_public(&self) -> bool {
+        let (name, public) = PUBLIC;
+        self.push.attributes.get(name).is_some_and(|ingest| ingest == public)
+    }
+
+    fn check_length(&self, line: &[u8]) -> Result<(), Reason> {
+        let max = self.config.max_event_bytes;
+        if line.len() <= max {
+            return Ok(());
+        }
+        Err(Reason { code: Code::TooLarge, detail: format!("{} bytes; an event has {max} at most", line.len()) })
     }
 
     /// The publisher's clock, else the topic's.
@@ -359,6 +372,7 @@ impl<'e> Enrichment<'e> {
             received_at: Some(self.received_at()),
             failed_at: self.now,
             attempts: self.push.attempt,
+            ingest: self.is_public().then_some(PUBLIC.1),
         }
     }
 }

@@ -11,7 +11,7 @@
 //! and *stop* had both been in force for a while and tells of more than every notice before it.
 //!
 //! An action is called for once; after a release it is called for again when its share of a limit is crossed anew: that of a
-//! raised limit, or the next day's. A notice of an older interval is refused. One that was published
+//! raised limit, or the next day's. A released *brake* comes back with *stop* too. A notice of an older interval is refused. One that was published
 //! before the newest calls for nothing; where it is of a day before, its sum still tells what was spent by midnight. A
 //! lower sum (a credit) calls for nothing that a higher one has not, and undoes nothing. Sums grow with their times, credits
 //! aside; so for the interval's limit the order in which notices come, and how often, does not matter. For the day's, a notice
@@ -115,7 +115,7 @@ pub fn judge(before: &State, notice: &Notice, limits: &Limits, mode: Mode) -> Re
     interval.newest = interval.newest.max(notice.published_at);
     let days = days_after(&interval.baseline_day, &interval.day);
     let spent = |month: Amount| Spent { month, recent: month.above(interval.baseline), days };
-    let (before, now) = (spent(highest), spent(notice.cost));
+    let (previous, current) = (spent(highest), spent(notice.cost));
     let may_detach = match limits.detach {
         Detach::Never => false,
         Detach::Monthly { after } => held_since(&interval, &state.active, mode)
@@ -138,8 +138,15 @@ pub fn judge(before: &State, notice: &Notice, limits: &Limits, mode: Mode) -> Re
             continue;
         }
         let is_crossed = |kind: &Kind| {
-            let must_be_anew = status == Some(Status::Released) && action != Action::Detach;
-            limits.reaches(action, *kind, now) && !(must_be_anew && limits.reaches(action, *kind, before))
+            let is_crossed_anew =
+                |action| limits.reaches(action, *kind, current) && !limits.reaches(action, *kind, previous);
+            match (action, status) {
+                (Action::Brake, Some(Status::Released)) => {
+                    [Action::Brake, Action::Stop].into_iter().any(is_crossed_anew)
+                }
+                (Action::Stop, Some(Status::Released)) => is_crossed_anew(action),
+                _ => limits.reaches(action, *kind, current),
+            }
         };
         let Some(limit) = [Kind::Month, Kind::Day].into_iter().find(is_crossed) else { continue };
         let status = if mode == Mode::Armed { Status::Due } else { Status::Rehearsed };
@@ -422,7 +429,9 @@ mod tests {
         assert_eq!(switch.november("2026-11-20T12:00:00Z", 85.0), [(Action::Brake, Kind::Month)]);
         switch.release();
         assert_eq!(switch.november("2026-11-20T13:00:00Z", 90.0), [], "its share was reached before");
-        assert_eq!(switch.november("2026-11-20T14:00:00Z", 100.0), [(Action::Stop, Kind::Month)]);
+        assert_eq!(switch.november("2026-11-20T14:00:00Z", 99.0), []);
+        let both = [(Action::Brake, Kind::Month), (Action::Stop, Kind::Month)];
+        assert_eq!(switch.november("2026-11-20T14:30:00Z", 100.0), both, "a stop comes with the brake");
         switch.release();
         switch.limits.month = Amount::try_from(200.0).unwrap();
         assert_eq!(switch.november("2026-11-20T15:00:00Z", 159.99), []);

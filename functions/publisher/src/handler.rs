@@ -15,7 +15,7 @@ use shared::enrich::address::{Anonymise, anonymise, anonymise_event};
 use shared::event::{self, BodyType, Member};
 use shared::publish::{Attributes, MAX_BYTES, MAX_EVENTS, Message, PUBLIC, Publisher, publish_all};
 use shared::row::{Row, Value};
-use shared::schema::{Ingest, Mode, Plan, Registry, Schemas};
+use shared::schema::{Column, Ingest, Kind, Mode, Plan, Registry, Schemas};
 
 use crate::synthetic;
 
@@ -178,10 +178,9 @@ pub async fn publish_within(
     }
     let text = std::str::from_utf8(body)
         .map_err(|error| Refusal::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
-    let events = split(media, text)?;
+    let events = split(media, text, max_events)?;
     if events.len() > max_events {
-        let message = format!("{} events; at most {max_events} fit into one request", events.len());
-        return Err(Refusal::TooLarge(message));
+        return Err(Refusal::TooLarge(format!("over {max_events} events; send less at once")));
     }
     send(deps, events, client, received_at).await
 }
@@ -189,21 +188,22 @@ pub async fn publish_within(
 /// The text of each event, or why a line of NDJSON is none.
 type Part<'a> = Result<&'a str, Problem>;
 
-fn split(media: Media, text: &str) -> Result<Vec<Part<'_>>, Refusal> {
+/// The events of a body. Of more than `max` one more is told, and what follows is not looked at.
+fn split(media: Media, text: &str, max: usize) -> Result<Vec<Part<'_>>, Refusal> {
     if text.trim_ascii().is_empty() {
         return Err(Refusal::Malformed("the body is empty; send an object, an array or NDJSON".into()));
     }
-    let parts = match (media, split_json(text)) {
+    let parts = match (media, split_json(text, max)) {
         (Media::Json | Media::Text | Media::None, Ok(parts)) => parts,
         (Media::Json | Media::None, Err(problem)) => {
             return Err(Refusal::Malformed(format!("broken JSON: {}", position(text, &problem))));
         }
-        (Media::Lines, _) | (Media::Text, Err(_)) => split_lines(text),
+        (Media::Lines, _) | (Media::Text, Err(_)) => split_lines(text, max),
     };
     if parts.is_empty() { Err(Refusal::Malformed("the array holds no event".into())) } else { Ok(parts) }
 }
 
-fn split_json(text: &str) -> Result<Vec<Part<'_>>, (Problem, usize)> {
+fn split_json(text: &str, max: usize) -> Result<Vec<Part<'_>>, (Problem, usize)> {
     let mut scanner = Scanner::new(text);
     let mut read = || {
         let mut parts = Vec::new();
@@ -211,6 +211,9 @@ fn split_json(text: &str) -> Result<Vec<Part<'_>>, (Problem, usize)> {
             scanner.open()?;
             while scanner.element(parts.is_empty())? {
                 parts.push(Ok(scanner.skip()?));
+                if parts.len() > max {
+                    return Ok(parts);
+                }
             }
         } else {
             parts.push(Ok(scanner.skip()?));
@@ -221,9 +224,10 @@ fn split_json(text: &str) -> Result<Vec<Part<'_>>, (Problem, usize)> {
     read().map_err(|error: decode::json::JsonError| (decode::bad_json(error), error.at))
 }
 
-fn split_lines(text: &str) -> Vec<Part<'_>> {
+fn split_lines(text: &str, max: usize) -> Vec<Part<'_>> {
     let lines = text.split('\n').map(str::trim_ascii).filter(|line| !line.is_empty());
     lines
+        .take(max + 1)
         .map(|line| {
             let mut scanner = Scanner::new(line);
             scanner.skip().and_then(|_| scanner.end()).map(|()| line).map_err(decode::bad_json)
@@ -306,8 +310,7 @@ fn prepare<'r, 'a>(
     };
     check_type(deps, plan)?;
     if event.len() > deps.max_event_bytes {
-        let message = format!("{} bytes; an event has {} at most", event.len(), deps.max_event_bytes);
-        let problem = Problem::new(Code::TooLarge, message);
+        let problem = too_large(deps, event.len());
         return undecoded(deps, registry, index, event, Some(&plan.event_type), problem, now);
     }
     decode::event(plan, event.as_bytes(), now, row)?;
@@ -318,7 +321,7 @@ fn prepare<'r, 'a>(
     let address = missing_address(deps, plan, row, client);
     let mut problems = std::mem::take(&mut row.problems);
 
-    let mut line = splice(deps, |key| plan.is_address_key(key), event);
+    let mut line = splice(deps, registry, event);
     if line.is_empty() {
         return Err(Problem::new(Code::EmptyEvent, "the event has no member: it says nothing"));
     }
@@ -328,14 +331,20 @@ fn prepare<'r, 'a>(
         line.add(column, &address);
     }
     if let Some(column) = without_time {
-        // The time that the id tells: the same when the event is sent again under the id that it was given.
-        let accepted = now - plan.accepts.past..=now + plan.accepts.future;
-        let told = event::minted_at(&event_id).filter(|at| accepted.contains(at));
-        line.add(column, &timestamp_text(told.unwrap_or(now)));
-        problems.withdraw_missing(column);
-        problems.push(Problem::of(column, Code::Defaulted, "not given, so the time of receipt was put in"));
+        // The time that the id tells, whatever it is: the same when the event is sent again under that id.
+        let time = event::minted_at(&event_id).unwrap_or(now);
+        line.add(&column.name, &time_text(&column.kind, time));
+        problems.withdraw_missing(&column.name);
+        problems.push(Problem::of(&column.name, Code::Defaulted, "not given, so the time of receipt was put in"));
+        if let Some(problem) = decode::outside_window(plan, &column.name, time, now) {
+            problems.push(problem);
+        }
     }
-    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line: line.finish() })
+    let line = line.finish();
+    if line.len() > deps.max_event_bytes {
+        problems.push(too_large(deps, line.len()));
+    }
+    Ok(Ready { index, event_type: Some(&plan.event_type), event_id, problems, line })
 }
 
 /// An event that is not decoded here: it is kept whole and becomes a dead letter, unless the enricher can use it.
@@ -353,16 +362,16 @@ fn undecoded<'r>(
         Member::Text(id) if event::is_event_id(&id) => Some(id.into_owned()),
         _ => return Err(Problem::of("event_id", Code::BadEventId, event::EVENT_ID_FORM)),
     };
-    let mut line = splice(deps, |key| registry.is_address_key(key), event);
+    let mut line = splice(deps, registry, event);
     let event_id = given.unwrap_or_else(|| mint_into(&mut line, now));
     Ok(Ready { index, event_type, event_id, problems: problem.into(), line: line.finish() })
 }
 
 /// The text of an event to which members are added, without a full address where addresses are anonymised. The enricher
 /// needs the network for its lookups, so that is kept in any case.
-fn splice(deps: &Deps, is_address_key: impl Fn(&str) -> bool, event: &str) -> Splice {
+fn splice(deps: &Deps, registry: &Registry, event: &str) -> Splice {
     let policy = published_addresses(deps.anonymise);
-    match anonymise_event(policy, is_address_key, event.as_bytes()) {
+    match anonymise_event(policy, |key| registry.is_address_key(key), event.as_bytes()) {
         Some(changed) => Splice::new(&String::from_utf8_lossy(&changed)),
         None => Splice::new(event),
     }
@@ -377,6 +386,11 @@ fn mint_into(line: &mut Splice, now: Micros) -> String {
 /// How addresses leave the publisher.
 fn published_addresses(policy: Anonymise) -> Anonymise {
     if policy == Anonymise::Off { Anonymise::Off } else { Anonymise::Truncate }
+}
+
+fn too_large(deps: &Deps, bytes: usize) -> Problem {
+    let message = format!("{bytes} bytes; an event has {} at most", deps.max_event_bytes);
+    Problem::new(Code::TooLarge, message)
 }
 
 fn unknown_type() -> Problem {
@@ -415,15 +429,25 @@ fn missing_address<'p>(
     Some((&column.name, anonymise(published_addresses(deps.anonymise), &client?.to_string())?))
 }
 
+/// A time as a partition column of that type takes it.
+fn time_text(kind: &Kind, time: Micros) -> String {
+    let text = timestamp_text(time);
+    match kind {
+        Kind::Date => text[..10].to_string(),
+        Kind::DateTime => text.trim_end_matches('Z').to_string(),
+        _ => text,
+    }
+}
+
 /// The partition column, where it must hold a time and the event gives none.
-fn missing_time<'p>(plan: &'p Plan, row: &Row<'_>) -> Option<&'p str> {
+fn missing_time<'p>(plan: &'p Plan, row: &Row<'_>) -> Option<&'p Column> {
     let index = plan.table.partition?.column;
     let column = plan.columns.get(index).filter(|column| column.mode == Mode::Required)?;
     let is_missing = row.values.get(index).is_some_and(Value::is_null) && !row.has_fault(index);
-    is_missing.then_some(&column.name)
+    is_missing.then_some(column)
 }
 
-/// Packs events into messages, each of one type and within the limits unless one event alone is larger; tells for each event which message has it.
+/// Packs events into messages of one type, within the limits unless one event alone is larger. Returns each event's message.
 fn pack(deps: &Deps, ready: &[Ready<'_>], now: Micros) -> (Vec<Message>, Vec<usize>) {
     struct Pack<'e> {
         event_type: Option<&'e str>,

@@ -97,6 +97,9 @@ pub struct DeadLetter {
     pub failed_at: String,
     /// Deliveries until it was given up.
     pub attempts: u32,
+    /// `public` where anyone may have sent it as an event of any type: a replay takes public types alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingest: Option<String>,
     /// Where it stands, if it came from a file.
     #[serde(flatten)]
     pub place: Option<Place>,
@@ -133,6 +136,8 @@ pub struct Origin<'a> {
     pub failed_at: Micros,
     /// Deliveries until now.
     pub attempts: u32,
+    /// What the message says of who may have sent it.
+    pub ingest: Option<&'a str>,
 }
 
 impl DeadLetter {
@@ -155,6 +160,7 @@ impl DeadLetter {
             received_at: origin.received_at.map(timestamp_text),
             failed_at: timestamp_text(origin.failed_at),
             attempts: origin.attempts.max(1),
+            ingest: origin.ingest.map(str::to_string),
             place: None,
         }
     }

@@ -48,8 +48,8 @@ impl DeadLetterPublisher {
         self.packer.hurry();
     }
 
-    /// Publishes dead letters, counts them and logs a sample. What they were made of may be acknowledged only after this
-    /// has succeeded.
+    /// Publishes dead letters, counts them and logs a sample. Acknowledge the messages that they come from only after this
+    /// succeeds.
     pub async fn publish(&self, mut letters: Vec<DeadLetter>) -> Result<(), String> {
         if letters.is_empty() {
             return Ok(());

@@ -16,6 +16,7 @@ use json::{JsonError, Next, Scanner};
 use crate::clock::Micros;
 use crate::event;
 pub use crate::problem::{Code, MAX_PROBLEMS, Problem, Problems};
+use crate::publish::MAX_EVENT_BYTES;
 use crate::row::{Row, Value};
 use crate::schema::{Column, Fields, Fill, Kind, Mode, Plan};
 
@@ -115,11 +116,20 @@ fn object<'a>(
         scanner.skip().and_then(|_| scanner.end()).map_err(bad_json)?;
         return Err(Problem::new(Code::NotAnObject, format!("expected a JSON object, found {}", kind.name())));
     }
-    let values_left = Some(SPARE_VALUES + text.len());
+    let values_left = match form {
+        Form::Event => text.len(),
+        // A row is shorter than its event, which was not too large.
+        Form::Row | Form::Head => text.len().max(MAX_EVENT_BYTES),
+    };
+    let values_left = Some(SPARE_VALUES + values_left);
     let mut members =
         Members { scanner: &mut scanner, unknown_keys: 0, problems: &mut row.problems, values_left, apart };
     row.faults_by_column = members.read(&plan.columns, keys, &Path::ROOT, &mut row.values).map_err(bad_json)?;
     row.unknown_keys = members.unknown_keys;
+    if members.values_left.is_none() {
+        let message = "the event has too many values for its size: records with few of their fields, or empty ones";
+        row.problems.push(Problem::new(Code::TooLarge, message));
+    }
     scanner.end().map_err(bad_json)
 }
 
@@ -274,15 +284,10 @@ impl<'a> Members<'_, 'a> {
         Ok(None)
     }
 
-    /// Counts values that are about to be decoded. `false` where they are too many for the size of the text, which is a
-    /// fault of the event; its rest is only skipped.
+    /// Counts values that are about to be decoded. `false` where they are too many for the size of the text; its rest is
+    /// only skipped, and [`object`] reports the fault of the whole event.
     fn take_values(&mut self, count: usize) -> bool {
-        let Some(left) = self.values_left else { return false };
-        self.values_left = left.checked_sub(count);
-        if self.values_left.is_none() {
-            let message = "the event has too many values for its size: records with few of their fields, or empty ones";
-            self.problems.push(Problem::new(Code::TooLarge, message));
-        }
+        self.values_left = self.values_left.and_then(|left| left.checked_sub(count));
         self.values_left.is_some()
     }
 
@@ -418,12 +423,17 @@ fn check_event_id(column: usize, row: &mut Row<'_>) {
 fn check_window(plan: &Plan, now: Micros, row: &mut Row<'_>) {
     let Some(partition) = plan.table.partition else { return };
     let Some(time) = row.values.get(partition.column).and_then(Value::partition_time) else { return };
-    if time < now - plan.accepts.past || time > now + plan.accepts.future {
-        let name = &plan.columns[partition.column].name;
-        let (past, future) = (plan.accepts.past / crate::clock::DAY, plan.accepts.future / crate::clock::DAY);
-        let message = format!("outside the accepted window, {past} days back to {future} days ahead");
-        row.problems.push(Problem::of(name, Code::OutsideWindow, message));
+    if let Some(problem) = outside_window(plan, &plan.columns[partition.column].name, time, now) {
+        row.problems.push(problem);
     }
+}
+
+/// The fault of a partition time that the schema does not accept now.
+pub fn outside_window(plan: &Plan, column: &str, time: Micros, now: Micros) -> Option<Problem> {
+    let accepted = now - plan.accepts.past..=now + plan.accepts.future;
+    let (past, future) = (plan.accepts.past / crate::clock::DAY, plan.accepts.future / crate::clock::DAY);
+    let message = || format!("outside the accepted window, {past} days back to {future} days ahead");
+    (!accepted.contains(&time)).then(|| Problem::of(column, Code::OutsideWindow, message()))
 }
 
 #[inline]

@@ -87,6 +87,28 @@ fn an_event_decodes_to_about_as_many_values_as_it_has_bytes() {
     assert_eq!(decode(5_000), (Some(Code::TooLarge), 1));
 }
 
+#[test]
+fn an_event_of_too_many_values_is_bad_whatever_follows() {
+    let (numbers, records) = (vec!["5"; 25].join(","), vec!["{}"; 3_000].join(","));
+    let found = faults(&format!(r#""items":[{numbers},{records}],"items":[{{"product_id":"p"}}]"#));
+    assert_eq!((found.total(), found.code()), (1, Some(Code::TooLarge)));
+    // A row is shorter than the event that it was made of.
+    let row_of = format!(r#"{{"event_id":"e","items":[{records}]}}"#);
+    let mut decoded = Row::default();
+    row(&order(), row_of.as_bytes(), &mut decoded).unwrap();
+    assert!(decoded.problems.is_empty(), "{:?}", decoded.problems);
+}
+
+#[test]
+fn a_line_of_too_many_values_is_bad_as_a_whole() {
+    let plan = order();
+    let items = plan.index_of("items").unwrap();
+    let line = format!(r#"{{"items":[{},{{"quantity":1}}]}}"#, vec!["{}"; 3_000].join(","));
+    let (mut row, mut elements) = (Row::default(), Elements::default());
+    nested(&plan, line.as_bytes(), Some(items), &mut row, &mut elements).unwrap();
+    assert_eq!(row.problems.code(), Some(Code::TooLarge));
+}
+
 /// The work on a repeated key is a look at the faults that are kept, of which there are few.
 #[test]
 fn faults_are_examined_in_proportion_to_the_input() {

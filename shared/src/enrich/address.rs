@@ -103,13 +103,13 @@ pub fn anonymise_row(policy: Anonymise, plan: &Plan, row: &mut Row<'_>) {
 }
 
 /// Applies `policy` to the client addresses in the text of one event, a JSON object: `None` where nothing has to change.
-/// `is_address_key` tells which top-level members hold one; what is no address there becomes `null`. Text that is no JSON
-/// stays from its fault on.
+/// `is_address_key` tells which top-level members hold one; what is no address there becomes `null`. In text that is no
+/// JSON object everything that reads as an address is one.
 pub fn anonymise_event(policy: Anonymise, is_address_key: impl Fn(&str) -> bool, event: &[u8]) -> Option<Vec<u8>> {
     if policy == Anonymise::Off {
         return None;
     }
-    let found = addresses(policy, is_address_key, event);
+    let Some(found) = addresses(policy, is_address_key, event) else { return anonymise_words(policy, event) };
     if found.is_empty() {
         return None;
     }
@@ -127,6 +127,20 @@ pub fn anonymise_event(policy: Anonymise, is_address_key: impl Fn(&str) -> bool,
     Some(changed)
 }
 
+/// Applies `policy` to every run of hexadecimal digits, points and colons that is an address.
+fn anonymise_words(policy: Anonymise, text: &[u8]) -> Option<Vec<u8>> {
+    let is_part = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b'.' | b':');
+    let mut changed = Vec::new();
+    for word in text.chunk_by(|one, next| is_part(one) == is_part(next)) {
+        let address = std::str::from_utf8(word).ok().filter(|word| parse(word).is_some());
+        match address {
+            Some(address) => changed.extend(anonymise(policy, address).unwrap_or_default().bytes()),
+            None => changed.extend_from_slice(word),
+        }
+    }
+    (changed != text).then_some(changed)
+}
+
 /// [`anonymise_event`] for each line of a text.
 pub fn anonymise_lines<'t>(policy: Anonymise, is_address_key: impl Fn(&str) -> bool, text: &'t [u8]) -> Cow<'t, [u8]> {
     if policy == Anonymise::Off {
@@ -137,18 +151,18 @@ pub fn anonymise_lines<'t>(policy: Anonymise, is_address_key: impl Fn(&str) -> b
     Cow::Owned(lines.concat())
 }
 
-/// The values of address members of an object that have to change: where they stand, and the address to put there.
+/// The values of address members of an object that have to change: where they stand, and the address to put there. `None`
+/// for text that is no JSON object.
 fn addresses(
     policy: Anonymise,
     is_address_key: impl Fn(&str) -> bool,
     line: &[u8],
-) -> Vec<(Range<usize>, Option<String>)> {
+) -> Option<Vec<(Range<usize>, Option<String>)>> {
     let mut found = Vec::new();
-    let text = std::str::from_utf8(line).or_else(|error| std::str::from_utf8(&line[..error.valid_up_to()]));
-    let mut scanner = Scanner::new(text.unwrap_or_default());
+    let mut scanner = Scanner::new(std::str::from_utf8(line).ok()?);
     let mut read = || {
         if scanner.next_kind()? != Next::Object {
-            return Ok(());
+            return Ok(false);
         }
         scanner.open()?;
         let mut first = true;
@@ -165,11 +179,10 @@ fn addresses(
                 }
             }
         }
-        Ok::<_, JsonError>(())
+        scanner.end()?;
+        Ok::<_, JsonError>(true)
     };
-    // What was found before a fault is changed all the same.
-    let _ = read();
-    found
+    read().is_ok_and(|is_object| is_object).then_some(found)
 }
 
 #[cfg(test)]
@@ -211,16 +224,26 @@ mod tests {
             ("{\n\"clientIp\" : \"2001:db8:1:2::3\"}", "{\n\"clientIp\" : \"2001:db8:1::\"}"),
             (r#"{"ip":"1.2.3.4","ip":["1.2.3.4"],"ip":"here"}"#, r#"{"ip":"1.2.3.0","ip":null,"ip":null}"#),
             (r#"{"\u0069p":"1.2.3.\u0034"}"#, r#"{"\u0069p":"1.2.3.0"}"#),
-            (r#"{"ip":"1.2.3.4","broken":"#, r#"{"ip":"1.2.3.0","broken":"#),
+            (r#"{"broken":no,"ip":"1.2.3.4"}"#, r#"{"broken":no,"ip":"1.2.3.0"}"#),
+            (r#"[{"ip":"1.2.3.4"},"2001:db8:1:2::3"]"#, r#"[{"ip":"1.2.3.0"},"2001:db8:1::"]"#),
+            (r#"  "ip": "1.2.3.4","#, r#"  "ip": "1.2.3.0","#),
         ] {
             assert_eq!(cut(text).as_deref(), Some(expected), "{text}");
         }
-        for text in ["", "[]", "{", r#"{"ip":null}"#, r#"{"ip":"1.2.3.0"}"#, r#"{"a":{"ip":"1.2.3.4"}}"#] {
+        for text in [
+            "",
+            "[]",
+            "{",
+            "at 12:34:56, version 1.2.3",
+            r#"{"ip":null}"#,
+            r#"{"ip":"1.2.3.0"}"#,
+            r#"{"a":{"ip":"1.2.3.4"}}"#,
+        ] {
             assert_eq!(cut(text), None, "{text}");
         }
         let bytes = b"{\"ip\":\"1.2.3.4\",\"a\":\"\xff\"}";
         let changed = anonymise_event(Anonymise::Drop, is_key, bytes).unwrap();
-        assert_eq!(changed, b"{\"ip\":null,\"a\":\"\xff\"}");
+        assert_eq!(changed, b"{\"ip\":\"\",\"a\":\"\xff\"}");
         let lines = b"no JSON\n\n{\"ip\":\"1.2.3.4\"}\n{\"ip\":\"::1\"}";
         let changed = anonymise_lines(Anonymise::Truncate, is_key, lines);
         assert_eq!(*changed, b"no JSON\n\n{\"ip\":\"1.2.3.0\"}\n{\"ip\":\"::\"}"[..]);

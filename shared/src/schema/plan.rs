@@ -252,6 +252,13 @@ impl Plan {
         self.table.partition.and_then(|partition| self.columns.get(partition.column))
     }
 
+    /// Whether `version` (`MODEL-REVISION-ADDITION`) is a later one than this: its rows may have columns that are not known
+    /// here.
+    pub fn is_older_than(&self, version: &str) -> bool {
+        let parts = |version: &str| version.split('-').map(|part| part.parse().ok()).collect::<Option<Vec<u32>>>();
+        parts(version).zip(parts(&self.version)).is_some_and(|(version, own)| version > own)
+    }
+
     /// Whether events have a client's address, to which `IP_ANONYMISE` applies, under this key.
     pub fn is_address_key(&self, key: &str) -> bool {
         let addresses = self.enrichments.iter().filter(|step| ENRICHMENTS[step.enrichment].reads_address);

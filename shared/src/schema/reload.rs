@@ -96,10 +96,9 @@ impl Schemas {
             Ok(version) => version,
             Err(error) => return tracing::error!(%error, "schemas not reloaded, those in force stay"),
         };
-        // Broken files are read again only after they have changed.
-        checked.version = version;
         match Registry::with_location(source).await {
             Ok(registry) => {
+                checked.version = version;
                 tracing::info!(types = registry.plans().count(), "schemas reloaded");
                 *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(registry);
             }

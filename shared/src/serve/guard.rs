@@ -88,7 +88,7 @@ struct Permit {
 impl MemoryPermit for Permit {
     fn grow_to(&self, bytes: usize) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is larger than all the room there is goes on alone.
+        // A request larger than the whole budget runs alone.
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
         let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = (bytes as usize).saturating_sub(has);

@@ -49,9 +49,12 @@ impl Limits {
     }
 }
 
-/// How many file descriptors the process may open.
+/// Raises the number of file descriptors that the process may open as far as it may, and returns it.
 pub fn descriptors() -> u64 {
-    rlimit::Resource::NOFILE.get_soft().unwrap_or(UNKNOWN_DESCRIPTORS)
+    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the limit of open files stays");
+        rlimit::Resource::NOFILE.get_soft().unwrap_or(UNKNOWN_DESCRIPTORS)
+    })
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::ServiceExt;
 
 use super::limits::Limits;
@@ -38,6 +38,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 1 << 20;
 /// At the limit of connections one in so many is closed at once, so that looking for the longest idle is rare.
 const EVICTED_SHARE: usize = 16;
+/// At the limit of connections a body that takes longer may be cut off.
+const SLOW_BODY: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted, or found no idle one to take the place of.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -45,7 +47,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 ///
 /// A request carries its peer's address as [`ConnectInfo<SocketAddr>`](ConnectInfo). Connections are held to `limits`:
 /// a slow head or body is answered 408, a head over 16 KiB or 100 fields 431. At the limit of connections those that have
-/// waited longest for a request are closed; where none waits, new ones stay in the backlog.
+/// waited longest for a request are closed, then those whose body comes slowly; where there are none, new ones stay in the
+/// backlog.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -117,11 +120,17 @@ struct Connections {
 }
 
 impl Connections {
-    /// Closes those that have waited longest for a request, and none that has one in progress.
+    /// Closes those that have waited longest for a request; where none waits, those whose body has taken longer than
+    /// [`SLOW_BODY`]; and none whose request has been read.
     fn evict(&mut self) {
-        let open = self.open.iter();
-        let mut waiting: Vec<_> =
-            open.filter_map(|(id, (progress, _))| Some((progress.waiting_since()?, *id))).collect();
+        let since = |since: fn(&Progress) -> Option<Instant>| -> Vec<_> {
+            self.open.iter().filter_map(|(id, (progress, _))| Some((since(progress)?, *id))).collect()
+        };
+        let mut waiting = since(Progress::waiting_since);
+        if waiting.is_empty() {
+            waiting = since(Progress::receiving_since);
+            waiting.retain(|(since, _)| since.elapsed() > SLOW_BODY);
+        }
         let count = (self.open.len() / EVICTED_SHARE).max(1).min(waiting.len());
         if count == 0 {
             return;
@@ -132,7 +141,7 @@ impl Connections {
                 task.abort();
             }
         }
-        tracing::debug!(closed = count, "connection limit reached, longest idle connections closed");
+        tracing::debug!(closed = count, "connection limit reached, slowest connections closed");
     }
 }
 

@@ -78,6 +78,12 @@ impl Progress {
         let (phase, since) = self.state();
         matches!(phase, Phase::Head | Phase::Idle).then_some(since)
     }
+
+    /// Since when the connection has been without the rest of a body.
+    pub(super) fn receiving_since(&self) -> Option<Instant> {
+        let (phase, since) = self.state();
+        (phase == Phase::Body).then_some(since)
+    }
 }
 
 /// A socket that notes when a request begins to come and when a response has left.

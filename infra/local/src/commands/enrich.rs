@@ -282,6 +282,7 @@ impl Filter<'_> {
             received_at: None,
             failed_at: self.now,
             attempts: 1,
+            ingest: None,
         };
         let letter = LineLetter {
             file: &self.input,

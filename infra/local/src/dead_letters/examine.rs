@@ -11,7 +11,7 @@ use shared::event::{self, BodyType};
 use shared::mapping::Mapping;
 use shared::push;
 use shared::row::Row;
-use shared::schema::{DEFAULT_TYPE, Plan, Registry};
+use shared::schema::{DEFAULT_TYPE, Ingest, Plan, Registry};
 
 use super::BACKFILL;
 
@@ -115,6 +115,12 @@ impl Examination<'_> {
             return line;
         };
         line.plan = Some(Arc::clone(plan));
+        if self.letter.ingest.is_some() && plan.ingest != Ingest::Public {
+            let message =
+                format!("anyone may have sent it, and only backends may send events of type `{}`", plan.event_type);
+            line.problems.push(Problem::of("event_type", Code::TypeNotAllowed, message));
+            return line;
+        }
         let mut row = Row::default();
         line.form = form(self.letter, plan, text, &mut row);
         if let Err(problem) = decode(plan, line.form, text, self.now, &mut row) {
@@ -247,6 +253,18 @@ mod tests {
         }
         let lines = examined(&letter("enricher", Some("nothing"), None, "{}"));
         assert_eq!(lines[0].problems[0].code, Code::UnknownType);
+    }
+
+    #[test]
+    fn what_anyone_may_have_sent_goes_back_as_a_public_type_alone() {
+        for (event_type, raw, passes) in
+            [("clickstream", EVENT, true), ("order", r#"{"order_date":"2026-10-20T00:15:02Z"}"#, false)]
+        {
+            let mut letter = letter("enricher", Some(event_type), Some("kept"), raw);
+            assert!(examined(&letter)[0].passes(), "{event_type}");
+            letter.ingest = Some("public".into());
+            assert_eq!(examined(&letter)[0].passes(), passes, "{event_type}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Place, REPLAY_OF};
 use shared::decode::time::timestamp_text;
 use shared::event;
-use shared::publish::{Attributes, Message, Publisher, publish_each};
+use shared::publish::{Attributes, Message, PUBLIC, Publisher, publish_each};
 use shared::schema::{DEAD_LETTER_REPLAY, Plan, Registry};
 use shared::sink::{Batch, Outcome, Sink};
 
@@ -41,7 +41,7 @@ pub struct Ways {
     pub raw: Topic,
     /// The enriched topic, for rows.
     pub enriched: Option<Topic>,
-    /// Where it is written down which letters went.
+    /// The table that records which letters were replayed.
     pub replays: Arc<dyn Sink>,
     /// What loads lines of files.
     pub history: backfill::Deps,
@@ -283,6 +283,7 @@ fn messages(letter: &DeadLetter, lines: Vec<Line>) -> Vec<(Form, Message)> {
             attributes.insert("schema_version".into(), pack.plan.version.clone());
         } else {
             attributes.insert("source".into(), "replay".into());
+            attributes.extend(letter.ingest.clone().map(|ingest| (PUBLIC.0.to_string(), ingest)));
             attributes.extend(letter.received_at.clone().map(|at| ("received_at".to_string(), at)));
         }
         (pack.form, Message { data: pack.lines.join(&b'\n').into(), attributes })

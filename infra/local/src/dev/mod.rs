@@ -109,10 +109,6 @@ pub struct Args {
 /// Runs the command until Ctrl-C or SIGTERM.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let ended = ended().map_err(Failure::work)?;
-    // Each push under way has two ends in this process.
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!(%error, "the limit of open files stays");
-    }
     let temporary = if args.ephemeral { Some(tempfile::tempdir().map_err(Failure::usage)?) } else { None };
     let folder = temporary.as_ref().map_or(args.data_dir.as_path(), |folder| folder.path());
     let registry = Arc::new(crate::commands::registry(args.schemas.as_deref())?);

@@ -54,13 +54,13 @@ impl<'a> Append<'a> {
         }
     }
 
-    /// The outcome of each row. A suspect is a bad row if the table takes others, or has had its time to spread a change;
-    /// else the fault may be the table's.
+    /// The outcome of each row. A suspect is a bad row if the table takes others; else the fault may be the table's.
     pub(super) async fn finish(self) -> Vec<Outcome> {
         let suspects = self.suspects.lock().map(|mut suspects| std::mem::take(&mut *suspects)).unwrap_or_default();
         if !suspects.is_empty() {
             let now = self.sink.clock.now();
-            let is_bad = self.takes_rows.load(Relaxed) || now - self.table.refuses_since(now).await >= GRACE;
+            let is_alone = self.batch.rows.len() == 1;
+            let is_bad = self.takes_rows.load(Relaxed) || self.table.takes_others(now, is_alone).await;
             for (row, message) in suspects {
                 if is_bad {
                     self.refuse(vec![row], &format!("BigQuery: {message}"));

@@ -5,8 +5,9 @@
 //!
 //! - a row that it names as bad is `Poison` with its words, the others of the request are sent again at once;
 //! - a request that it refuses as a whole is compared with the table's schema: where that explains it, the rows are `Retry`;
-//!   else they are sent once more on a new connection, then halved until the culprit stands alone. It is `Poison` only where
-//!   the table takes other rows;
+//!   else they are sent once more on a new connection, then halved until the culprit stands alone. It is `Poison` once the
+//!   table takes other rows, in the same append or after it; a batch of one row also once the table has refused for
+//!   [`GRACE`]. Until then it is `Retry`;
 //! - a column that the table lacks costs the rows that have a value in it, the others are sent without the column. Those
 //!   rows are `Retry` for the [`GRACE`] in which a change of the schema spreads, then `Poison`, to be replayed after
 //!   `contextflow schema apply`;
@@ -49,8 +50,8 @@ const MAX_REQUEST: usize = 9_000_000;
 const ROW_OVERHEAD: usize = 6;
 /// How long the sink believes that a table lacks a column before it asks again.
 const LACKING_FOR: Micros = 60 * SECOND;
-/// How long a missing column, or a table that refuses every row, is taken for a schema change on its way: BigQuery's front
-/// ends learn of one minutes apart.
+/// How long a missing column, or the refusal of a lone row, is taken for a schema change on its way: BigQuery's front ends
+/// learn of one minutes apart.
 const GRACE: Micros = 600 * SECOND;
 const MEND: &str = "run `contextflow schema apply`";
 
@@ -86,6 +87,7 @@ pub struct BigQuerySink {
     service: Service,
     clock: Clock,
     options: Options,
+    /// By `dataset.table`.
     tables: Mutex<HashMap<String, Arc<Table>>>,
     /// The table that every installation has.
     probe: String,
@@ -107,8 +109,16 @@ struct State {
     lacking_since: Micros,
     /// When each of the missing columns was noticed first.
     noticed: BTreeMap<String, Micros>,
-    /// Since when the table has refused every row.
-    refuses_since: Option<Micros>,
+    refusals: Option<Refusals>,
+}
+
+/// Rows that the table has refused although it has the schema's form.
+#[derive(Clone, Copy)]
+struct Refusals {
+    first: Micros,
+    last: Micros,
+    /// Whether the table has taken other rows since.
+    takes_others: bool,
 }
 
 /// The connection of a table, with what it was opened for.
@@ -143,14 +153,13 @@ impl BigQuerySink {
     }
 
     fn table(&self, plan: &Plan) -> Arc<Table> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = tables.get(&plan.event_type) {
-            return Arc::clone(table);
-        }
         let name = plan.table.full_name();
-        let table = Arc::new(Table { stream: self.stream_of(&name), name, state: tokio::sync::Mutex::default() });
-        tables.insert(plan.event_type.clone(), Arc::clone(&table));
-        table
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = tables.entry(name).or_insert_with_key(|name| {
+            let stream = self.stream_of(name);
+            Arc::new(Table { name: name.clone(), stream, state: tokio::sync::Mutex::default() })
+        });
+        Arc::clone(table)
     }
 
     /// The default stream of `dataset.table`.
@@ -233,7 +242,9 @@ impl Table {
     /// lacking may be there now.
     async fn has_taken(&self, open: &Open, new_schema: bool) {
         let mut state = self.state.lock().await;
-        state.refuses_since = None;
+        if let Some(refusals) = &mut state.refusals {
+            refusals.takes_others = true;
+        }
         if open.noticed.is_empty() {
             state.noticed.clear();
         }
@@ -242,9 +253,18 @@ impl Table {
         }
     }
 
-    /// Since when the table has refused every row, this time included.
-    async fn refuses_since(&self, now: Micros) -> Micros {
-        *self.state.lock().await.refuses_since.get_or_insert(now)
+    /// Whether rows that are refused now are at fault: the table has taken others since it first refused some, or has
+    /// refused for [`GRACE`] and this row `is_alone`.
+    async fn takes_others(&self, now: Micros, is_alone: bool) -> bool {
+        let mut state = self.state.lock().await;
+        let known = state.refusals.take().filter(|refusals| now - refusals.last < 2 * GRACE);
+        let Refusals { first, takes_others, .. } =
+            known.unwrap_or(Refusals { first: now, last: now, takes_others: false });
+        if takes_others {
+            return true;
+        }
+        state.refusals = Some(Refusals { first, last: now, takes_others });
+        is_alone && now - first >= GRACE
     }
 }
 

@@ -119,6 +119,11 @@ impl Request {
         if status.is_success() || status == reqwest::StatusCode::BAD_REQUEST {
             return serde_json::from_slice(&body).map_err(|_| format!("{status} with an answer of another form"));
         }
+        if status == reqwest::StatusCode::PAYLOAD_TOO_LARGE {
+            tracing::warn!(bytes = self.body.len(), "request too large for this publisher; give a smaller --batch");
+            let rejected = (0..self.events).map(|_| serde_json::Value::Null).collect();
+            return Ok(Answer { accepted: Vec::new(), rejected });
+        }
         Err(status.to_string())
     }
 }
