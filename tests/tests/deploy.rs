@@ -302,7 +302,7 @@ fn other_settings_change_what_is_there(clouds: &Clouds) {
         ("BRAKE_AT", "70"),
         ("DETACH", "monthly"),
         ("BUDGET_CREDITS", "include"),
-        ("AWS_DAILY_LIMIT", "50 USD"),
+        ("AWS_DAILY_LIMIT", "200 USD"),
         ("IP_ANONYMISE", "drop"),
         ("PACK_WAIT_MS", "30"),
         ("SITE_ORIGIN", "https://www.example.com"),
