@@ -150,6 +150,25 @@ async fn a_table_that_refuses_every_row_makes_no_dead_letters_for_ten_minutes() 
 }
 
 #[tokio::test]
+async fn rows_that_are_refused_again_are_dead_letters_once_the_table_has_taken_others() {
+    let server = StorageWrite::start().await;
+    let clock = Clock::manual(NOW);
+    let sink = BigQuerySink::with(&settings(&server), None, QUICK, clock.clone()).unwrap();
+    server.refuse_requests_with(&["click-0", "click-1"]);
+    for now in [NOW, NOW + 900 * SECOND] {
+        clock.set(now);
+        assert!(append(&sink, 0..2).await.iter().all(|outcome| matches!(outcome, Outcome::Retry(_))));
+    }
+    assert_eq!(append(&sink, 5..6).await, [Outcome::Done]);
+    for outcome in append(&sink, 0..2).await {
+        assert_eq!(detail(&outcome).0, Fault::Refused);
+    }
+    // What was refused long ago says nothing of a table that refuses now.
+    clock.set(NOW + 3_600 * SECOND);
+    assert!(matches!(append(&sink, 0..1).await[..], [Outcome::Retry(_)]));
+}
+
+#[tokio::test]
 async fn a_table_of_another_form_is_for_an_operator_to_mend() {
     let server = StorageWrite::start().await;
     let sink = sink(&server, QUICK);

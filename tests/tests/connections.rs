@@ -230,6 +230,17 @@ fn at_the_limit_the_longest_idle_gives_way_and_a_request_in_progress_does_not() 
     }
 }
 
+#[test]
+fn at_the_limit_slow_bodies_give_way() {
+    let listener = Listener::start(Limits { connections: 2, ..LENIENT });
+    let (mut slowest, mut slow) = (listener.connect(), listener.connect());
+    for stream in [&mut slowest, &mut slow] {
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nslow").unwrap();
+    }
+    assert!(ask(&mut listener.connect()).unwrap().ends_with("hello"));
+    assert_eq!(until_closed(&mut slowest), "");
+}
+
 /// The programs that listen, by their address.
 fn programs(settings: &[(&str, &str)]) -> Vec<(&'static str, SocketAddr, Box<dyn std::any::Any>)> {
     let mut programs: Vec<(_, _, Box<dyn std::any::Any>)> = Vec::new();
