@@ -70,6 +70,7 @@ fn letter(stage: &str, id: &str, raw: &Value) -> DeadLetter {
         received_at: Some(NOW),
         failed_at: NOW,
         attempts: 1,
+        ingest: None,
     };
     DeadLetter::new(&origin, Reason { code: Code::WrongType, detail: "because".into() }, raw.to_string().as_bytes())
 }

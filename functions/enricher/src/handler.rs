@@ -269,7 +269,7 @@ impl<'e> Enrichment<'e> {
             match completed.unwrap_or_else(|problem| Err(Reason::from(&problem))) {
                 Ok(()) => self.append(plan, &row, parts),
                 Err(reason) => {
-                    letters.push(self.letter(Some(&plan.event_type), Some(event.id()), &identity, reason, line))
+                    letters.push(self.letter(Some(&plan.event_type), Some(event.id()), &identity, reason, line));
                 }
             }
         }
